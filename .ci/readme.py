@@ -1,0 +1,86 @@
+"README.md from nbs/index.ipynb: `readme.py` writes it, `readme.py --check` says whether it is in step"
+import re, sys
+from pathlib import Path
+import nbformat
+from nbconvert import MarkdownExporter
+
+root = Path(__file__).resolve().parent.parent
+head = '<!-- Generated from nbs/index.ipynb by .ci/readme.py. Edit the notebook, not this file. -->\n\n'
+
+def directives(src):
+    "Names of the `#| …` lines that open a cell, such as {'export'}, and the source without them"
+    lines = src.splitlines(keepends=True)
+    n = next((i for i, l in enumerate(lines) if not l.startswith('#|')), len(lines))
+    return {l[2:].replace(':', ' ', 1).strip() for l in lines[:n]}, ''.join(lines[n:]).strip('\n')
+
+def tidy(html, styles=r' scoped'):
+    "A table without what pandas adds for Jupyter's sake; `styles` matches the attributes of the style sheets to drop"
+    html = re.sub(rf'<style{styles}>.*?</style>', '', html, flags=re.S).strip()
+    html = re.sub(r'(<t[rh]|<table)(?: (?:border|class|style)="[^"]*")+', r'\1', html)
+    return re.sub(r'^<div>\s*(<table>.*</table>)\s*</div>$', r'\1', html, flags=re.S)
+
+def seen(html):
+    "Is there text or a picture in it? A finished progress bar leaves neither"
+    return re.search(r'<(img|svg|video|canvas)\b', html) or re.sub(r'<style.*?</style>|<[^>]*>', '', html, flags=re.S).strip()
+
+def tidy_output(out):
+    "`out` with one representation, the best for reading; None if there is nothing to see"
+    if out.output_type == 'error': return out
+    if out.output_type == 'stream':
+        out.text = re.sub(r'\x1b\[[0-9;]*m', '', out.text)
+        return out if out.text.strip() else None
+    data = {k: tidy(v) if k == 'text/html' else v for k, v in out.data.items()}
+    kind = next((k for k in ('text/markdown', 'image/png', 'image/jpeg', 'image/svg+xml', 'text/html', 'text/plain') if k in data), None)
+    if not kind or (kind == 'text/html' and not seen(data[kind])): return None
+    out.data = {kind: data[kind]}
+    return out
+
+def visible(nb):
+    "`nb` as a reader sees it: hidden cells and directives gone, outputs tidy; exported cells are marked in their metadata"
+    cells = []
+    for c in nb.cells:
+        if c.cell_type == 'raw': continue
+        names, src = directives(c.source)
+        if names & {'hide', 'include false'}: continue
+        c.source = '' if names & {'hide_input', 'echo false'} else src
+        if not c.source: c.metadata['transient'] = {'remove_source': True} # what nbconvert's templates look for
+        c.metadata['exported'] = bool(names & {'export', 'exports'})
+        if c.cell_type == 'code': c.outputs = [] if names & {'hide_output', 'output false'} else [o for o in map(tidy_output, c.outputs) if o]
+        if c.source or c.get('outputs'): cells.append(c)
+    nb.cells = cells
+    return nb
+
+def links(md, change):
+    "Markdown with each relative link `l` (outside of code) replaced by `change(l)`"
+    code = re.compile(r'(```.*?```|`[^`\n]*`)', re.S)
+    link = re.compile(r'(\]\(|(?:href|src)=")(?![a-z][a-z0-9+.-]*:|[#/])([^)\s"]+)')
+    return ''.join(p if i % 2 else link.sub(lambda m: m[1]+change(m[2]), p) for i, p in enumerate(code.split(md)))
+
+def from_root(link):
+    "A link as it stands in nbs/, as it must stand in the README; it has to lead to something"
+    path, _, anchor = link.partition('#')
+    full = (root/'nbs'/path).resolve()
+    if not full.exists() or root not in full.parents: sys.exit(f'nbs/index.ipynb links to {link}, which is not in the repository. Mend: links are relative to nbs/.')
+    return full.relative_to(root).as_posix() + (f'#{anchor}' if anchor else '')
+
+def render(path=root/'nbs/index.ipynb'):
+    "The text of the README"
+    if not path.exists(): sys.exit(f'{path.name} is missing. Mend: README.md is made from nbs/index.ipynb, so write that.')
+    nb = visible(nbformat.read(path, 4))
+    if any(k.startswith('image/') for c in nb.cells for o in c.get('outputs', []) for k in o.get('data', {})):
+        sys.exit('nbs/index.ipynb shows a picture in an output, which README.md cannot hold. Mend: link to a picture file from a Markdown cell.')
+    for c in nb.cells:
+        if c.cell_type == 'markdown': c.source = links(c.source, from_root)
+        for o in c.get('outputs', []):
+            if 'text/html' in o.get('data', {}): o.data['text/html'] = tidy(o.data['text/html'], '[^>]*')
+    text, _ = MarkdownExporter().from_notebook_node(nb)
+    return head + re.sub(r'\n{3,}', '\n\n', re.sub(r'^[ \t]+$', '', text, flags=re.M)).strip() + '\n'
+
+def main():
+    readme, text = root/'README.md', render()
+    same = readme.exists() and readme.read_text(encoding='utf-8') == text
+    if '--check' not in sys.argv: readme.write_text(text, encoding='utf-8')
+    elif not same: sys.exit('README.md is out of step with nbs/index.ipynb. Mend: .venv/bin/python .ci/readme.py')
+    print('README.md', 'in step' if same else 'written')
+
+if __name__ == '__main__': main()
