@@ -6,10 +6,9 @@ from vision_ft.core import SettingsError, WeightsError
 from vision_ft.models import TINY, body_head, family, fetch_weights, make_model, old_names, preflight, save_weights, today
 
 def test_every_retired_name_leads_to_a_model_with_that_tag():
-    for old in timm.models.get_deprecated_models():
-        new = today(old)
-        assert new in timm.list_models(new, include_tags=True), old
-        assert old in old_names(new)[:50]
+    retired = list(timm.models.get_deprecated_models())
+    assert {today(o) for o in retired} <= set(timm.list_models(include_tags=True))
+    assert all(o in old_names(today(o)) for o in retired[::10])
 
 def test_unknown_name_lists_near_ones():
     with pytest.raises(SettingsError, match='vit_large_patch16_224'): today('vit_large_patch16_244')
@@ -28,10 +27,9 @@ def test_weights_come_back_and_the_body_survives_another_head(arch, tmp_path):
     assert [len(g) for g in body_head(c)][1] == 2
 
 def test_half_precision_file_of_a_body_alone(tmp_path):
-    a = make_model('tiny_swin', 4)
-    sd = {k: v.half() for k, v in a.state_dict().items() if not k.startswith('head.fc')}
-    save_file(sd, tmp_path/'body.safetensors')
-    with pytest.warns(UserWarning, match='its head is missing'): b = make_model('tiny_swin', 9, weights=tmp_path/'body.safetensors', size=64)
+    a = make_model('tiny_vit', 4)
+    save_file({k: v.half() for k, v in a.state_dict().items() if not k.startswith('head.')}, tmp_path/'body.safetensors')
+    with pytest.warns(UserWarning, match='its head is missing'): b = make_model('tiny_vit', 9, weights=tmp_path/'body.safetensors', size=64)
     assert torch.equal(b.patch_embed.proj.weight, a.patch_embed.proj.weight.half().float())
 
 def test_nothing_but_the_head_may_be_missing(tmp_path):

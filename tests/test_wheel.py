@@ -37,8 +37,8 @@ def away(tmp_path_factory): return tmp_path_factory.mktemp('away')
 
 @pytest.fixture(scope='module')
 def env():
-    "Without PYTHONPATH, offline, two threads"
-    return {k: v for k, v in os.environ.items() if not k.startswith('PYTHON')} | dict(HF_HUB_OFFLINE='1', MPLBACKEND='Agg', OMP_NUM_THREADS='2', CI='true')
+    "Without PYTHONPATH, offline; one thread, since two on two busy cores spend their time waiting for each other"
+    return {k: v for k, v in os.environ.items() if not k.startswith('PYTHON')} | dict(HF_HUB_OFFLINE='1', MPLBACKEND='Agg', OMP_NUM_THREADS='1', CI='true')
 
 def test_metadata(wheel):
     import zipfile
@@ -78,6 +78,6 @@ def test_command_line_helps(venv, away, env):
 def test_demo(venv, away, env):
     "The job of `make demo`, one epoch a model, with nothing of the checkout in reach"
     sh(venv/'bin/vision-ft', 'demo', '--epochs', '1', '--out', away/'out', cwd=away, env=env)
-    made = {p.name for p in (away/'out').rglob('*')}
-    assert {'submission.csv', 'runs.csv'} <= made and any(n.endswith('.html') for n in made)
-    assert len((away/'out/submission.csv').read_text().splitlines()) > 300
+    made = {p.name: p for p in (away/'out').rglob('*')}
+    assert {'submission.csv', 'runs.csv', 'report.html'} <= made.keys()
+    assert len(made['submission.csv'].read_text().splitlines()) == 360+1 # the digits' test images and a header

@@ -22,13 +22,13 @@ TINY = dict(
     tiny_swin=('swinv2_tiny_window8_256', dict(img_size=32, patch_size=4, window_size=4, embed_dim=64, depths=(2, 2), num_heads=(2, 4))),
 )
 
-# %% ../nbs/02_models.ipynb #76ad1f82
+# %% ../nbs/02_models.ipynb #4182d33b
 def _retired():
     "Every retired timm name and what it is called today"
     known = set(timm.list_models(include_tags=True)) | set(timm.list_models())
     # an entry of timm's table may stop short of its tag's end, such as '….sam' for '….sam_in1k'
     full = lambda n: n if n in known else min((k for k in known if k.startswith(n)), key=len, default=None)
-    return {old: full(new) for old, new in get_deprecated_models().items() if new}
+    return {old: now for old, new in get_deprecated_models().items() if new and (now := full(new))}
 
 def _tagged(name):
     tag = get_pretrained_cfg(name).tag

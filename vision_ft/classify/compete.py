@@ -156,7 +156,7 @@ def _finish(plan):
     with atomic_path(plan.out/'runs.csv') as tmp: table.to_csv(tmp)
     return Result(table, test.with_targets(truth) if truth else test, plan)
 
-# %% ../../nbs/classify/24_compete.ipynb #ad34e17d
+# %% ../../nbs/classify/24_compete.ipynb #c64fcc3a
 def fig_batch(plan, flip):
     "A training batch after all transforms, as the first model sees it"
     r = plan.models.iloc[0]
@@ -169,7 +169,7 @@ def fig_losses(plan):
     fig, axs = plt.subplots(1, len(plan.models), figsize=(3.2*len(plan.models), 2.6), sharey=True, squeeze=False, constrained_layout=True)
     for ax, run in zip(axs[0], _runs(plan)):
         for c in ('train_loss', 'valid_loss'): ax.plot(run.history.epoch+1, run.history[c], label=c.replace('_', 'ing ', 1) if c[0] == 't' else 'validation loss')
-        ax.set(title=run.name, xlabel='epoch', yscale='log')
+        ax.set(title=run.name, xlabel='epoch', yscale='log'); ax.xaxis.get_major_locator().set_params(integer=True)
     axs[0, 0].set_ylabel('cross-entropy'); axs[0, 0].legend(fontsize=8)
     return fig
 
@@ -254,17 +254,18 @@ def write_report(result:Result, flip=True)->Path:
     with atomic_path(plan.out/'report.html') as tmp: tmp.write_text(page, encoding='utf-8')
     return plan.out/'report.html'
 
-# %% ../../nbs/classify/24_compete.ipynb #22c3728e
+# %% ../../nbs/classify/24_compete.ipynb #30fcfca8
 def summary(result:Result)->str:
     "What TTA and the ensemble gained, in sentences, with 95% intervals"
-    tta, which = scored(result, '_tta')
-    ens, t = ensemble(tta, result.plan.weights), result.table
-    best = t.valid_tta_error[:len(tta)].idxmin()
-    say = lambda name, k: f'{name:<28}{k/len(ens):7.2%} wrong ({k} of {len(ens)}; 95%: {wilson(k, len(ens))[0]:.2%} to {wilson(k, len(ens))[1]:.2%})'
-    lines = [f'On {len(ens)} {which} pictures:', say('ensemble, TTA', int(ens.wrong.sum())),
-             *(say(f'{p.name}, {kind}{" (best in validation)" if p.name == best else ""}', int(p.wrong.sum())) for p in tta if p.name == best for kind, p in (('plain', scored(result, '')[0][[q.name for q in tta].index(best)]), ('TTA', p)))]
-    if which == 'test': lines += [say(n, round(t.test_error[n]*len(ens))) for n in t.index[len(tta)+1:]]
-    return '\n'.join(lines)
+    (plain, which), (tta, _), plan = scored(result, ''), scored(result, '_tta'), result.plan
+    best = plan.models.name.tolist().index(result.table.valid_tta_error[plan.models.name].idxmin())
+    rows = {'ensemble of TTA predictions': ensemble(tta, plan.weights), f'best single model, {tta[best].name}, TTA': tta[best], f'best single model, {plain[best].name}, plain': plain[best]}
+    if which == 'test': rows.update({n: p.with_targets(plan.comp.truth) for n, p in baselines(plan).items()})
+    width = max(map(len, rows))
+    def line(name, p):
+        k, (low, high) = int(p.wrong.sum()), wilson(int(p.wrong.sum()), len(p))
+        return f'  {name:<{width}}  {k/len(p):6.2%}   {k} of {len(p)}, 95% interval {low:.1%} to {high:.1%}'
+    return '\n'.join([f'Wrong on the {which} pictures:', *(line(*o) for o in rows.items())])
 
 # %% ../../nbs/classify/24_compete.ipynb #00537084
 def _parser():
