@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['denominator', 'loss_shares', 'Windows', 'GradAccum']
 
-# %% ../nbs/04_accum.ipynb #d652bc11
+# %% ../nbs/04_accum.ipynb #694a0d40
 import warnings
 from functools import partial
 from math import ceil
@@ -17,7 +17,7 @@ from fastai.callback.mixup import MixHandler
 from fastai.callback.schedule import LRFinder
 from fastai.callback.training import bn_types
 from fastai.losses import LabelSmoothingCrossEntropy
-from fastai.torch_core import find_bs, to_device, to_float
+from fastai.torch_core import find_bs, to_concat, to_detach, to_device, to_float
 from .core import SettingsError
 
 # %% ../nbs/04_accum.ipynb #340a59ed
@@ -79,7 +79,7 @@ class Windows:
 
 def _cut(b, i, j): return tuple(o[i:j] for o in b)
 
-# %% ../nbs/04_accum.ipynb #713045a5
+# %% ../nbs/04_accum.ipynb #86a29a90
 class GradAccum(Callback):
     "One optimizer step for every `effective_bs` samples, with the gradient of a batch of that size, whatever the DataLoader's batch size"
     order, run_valid = MixedPrecision.order+1, False # inside its autocast
@@ -87,13 +87,13 @@ class GradAccum(Callback):
         effective_bs:int=64,    # samples to an optimizer step
         denominator=denominator # what the loss's mean divides by, for losses of your own: called as denominator(loss_func, *yb)
     ):
-        if int(effective_bs) < 1: raise SettingsError(f'effective_bs must be at least 1, got {effective_bs}.')
+        if int(effective_bs) < 1: raise SettingsError(f'effective_bs must be at least 1, got {effective_bs}.', 'pass the number of pictures to an optimizer step.')
         self.effective_bs, self.denominator = int(effective_bs), denominator
 
     def before_fit(self):
         self.mixers = [cb for cb in self.learn.cbs if isinstance(cb, MixHandler)]
         micro_bs = getattr(self.dls.train, 'bs', None) or getattr(self.dls.train, 'batch_size', None)
-        if micro_bs < self.effective_bs: _warn_batch_norm(self.model, micro_bs, self.effective_bs)
+        if micro_bs and micro_bs < self.effective_bs: _warn_batch_norm(self.model, micro_bs, self.effective_bs)
         for cb in self.learn.cbs: # lr_find counts epochs by micro-batches
             if isinstance(cb, LRFinder): self.learn.n_epoch = cb.num_it//len(Windows(self.dls.train, self.effective_bs)) + 1
 
@@ -122,7 +122,7 @@ def before_batch(self:GradAccum):
     self.learn.xb, self.learn.yb, self.share = todo[-1]
     self.all_yb = [yb for _, yb, _ in todo]
 
-# %% ../nbs/04_accum.ipynb #9649050b
+# %% ../nbs/04_accum.ipynb #86e08212
 @patch
 def _micro(self:GradAccum, xb, yb, share):
     self.learn.xb, self.learn.yb = xb, yb
@@ -132,16 +132,18 @@ def _micro(self:GradAccum, xb, yb, share):
     scaler = getattr(self.learn, 'scaler', None)
     with torch.autocast(xb[0].device.type, enabled=False): (scaler.scale(loss) if scaler else loss).backward()
     torch.clear_autocast_cache() # half-precision copies of the weights belong to one graph
-    return pred.detach(), loss.detach()
+    return to_detach(pred, cpu=False, gather=False), loss.detach()
 
 @patch
-def before_backward(self:GradAccum): self.learn.loss_grad = self.loss_grad*self.share
+def before_backward(self:GradAccum):
+    "The last micro-batch counts with its share, as the others did"
+    self.learn.loss_grad = self.loss_grad*self.share
 
-# %% ../nbs/04_accum.ipynb #b1dd992d
+# %% ../nbs/04_accum.ipynb #d1c5dcbd
 @patch
 def after_backward(self:GradAccum):
     "Show the whole window to whatever runs next: the step, the recorder, the metrics"
     self.learn.loss = sum((l for _, l in self.done), self.loss.detach()*self.share)
-    self.learn.pred = torch.cat([p for p, _ in self.done] + [self.pred.detach()])
-    self.learn.yb = tuple(torch.cat(o) for o in zip(*self.all_yb))
+    self.learn.pred = to_concat([p for p, _ in self.done] + [to_detach(self.pred, cpu=False, gather=False)])
+    self.learn.yb = to_concat(self.all_yb)
     self.done, self.all_yb = [], []

@@ -9,27 +9,27 @@ __all__ = ['check_weights', 'ensemble', 'wilson', 'members_table']
 import numpy as np, pandas as pd
 from ..core import DataError, Preds, SettingsError, check_name
 
-# %% ../../nbs/classify/22_ensemble.ipynb #53b8bbd8
+# %% ../../nbs/classify/22_ensemble.ipynb #21857a60
 def check_weights(
     weights, # name → weight, or None
     names    # of the members
 )->dict:     # a weight for every member; they sum to 1
     "Weights by name: ≥ 0, not all 0, none for a member that doesn't exist; a member without one counts once"
     names, weights = list(names), dict(weights or {})
-    if len(set(names)) < len(names): raise SettingsError(f'members of an ensemble need different names, got {names}.')
+    if len(set(names)) < len(names): raise SettingsError(f'members of an ensemble need different names, got {names}.', 'give each run a name of its own.')
     for k in weights: check_name(k, names, 'ensemble member')
     w = {n: float(weights.get(n, 1.)) for n in names}
-    if not all(np.isfinite(v) and v >= 0 for v in w.values()) or not sum(w.values()): raise SettingsError(f'weights must be finite, ≥ 0 and not all 0, got {w}.')
+    if not all(np.isfinite(v) and v >= 0 for v in w.values()) or not sum(w.values()): raise SettingsError(f'weights must be finite, ≥ 0 and not all 0, got {w}.', 'leave out what should count once.')
     return {k: v/sum(w.values()) for k, v in w.items()}
 
-# %% ../../nbs/classify/22_ensemble.ipynb #6ebdb40d
+# %% ../../nbs/classify/22_ensemble.ipynb #c0da0229
 def ensemble(
     preds,        # list of `Preds` on the same pictures and classes, with different names
     weights=None, # name → weight; a member without one counts once
     name='ensemble'
 )->Preds:
     "The weighted mean of the members' probabilities, joined by id and by class name"
-    if not preds: raise DataError('an ensemble needs at least one member.')
+    if not preds: raise DataError('an ensemble needs at least one member.', 'pass a list of predictions.')
     w = check_weights(weights, [p.name for p in preds])
     first = preds[0]
     for p in preds[1:]: _same_targets(first, p.align(first))

@@ -29,7 +29,7 @@ from ..memory import free_memory, track_memory
 from ..accum import GradAccum
 from ..runs import Run
 
-# %% ../../nbs/classify/20_train.ipynb #ba383709
+# %% ../../nbs/classify/20_train.ipynb #74fc4ed8
 ITEMS = {'squish': dict(method='squish'), 'crop': dict(method='crop'), 'pad': dict(method='pad', pad_mode='zeros')}
 
 def parse_size(
@@ -39,7 +39,7 @@ def parse_size(
     try:
         s = [int(o) for o in (size.split('x') if isinstance(size, str) else size if isinstance(size, (tuple, list)) else [size])]
         if len(s) > 2 or min(s) < 1: raise ValueError
-    except (ValueError, TypeError): raise SettingsError(f'size must be like 224 or 320x224 (height x width, pixels), got {size!r}.') from None
+    except (ValueError, TypeError): raise SettingsError(f'{size!r} is not a size in pixels.', 'write it like 224 or 320x224 (height x width).') from None
     return s[0] if len(set(s)) == 1 else tuple(s)
 
 def item_tfm(

@@ -48,7 +48,7 @@ def random_crops(
     grid = F.affine_grid(torch.from_numpy(theta).to(x), x.shape, align_corners=False)
     return F.grid_sample(x, grid, mode='bilinear', padding_mode='reflection', align_corners=False)
 
-# %% ../../nbs/classify/21_tta.ipynb #a7698a66
+# %% ../../nbs/classify/21_tta.ipynb #8df6bfb7
 def apply_view(
     name:str, # a name of VIEWS, random1, random2, …, or several joined by '+': 'hflip+random2'
     x,        # (B,3,H,W) pictures in [0,1]
@@ -64,7 +64,7 @@ def _is_random(part): return part.startswith('random') and part[6:].isdigit()
 def check_views(views)->list:
     "The names of the views, each of them known and none twice"
     views = [views] if isinstance(views, str) else list(views)
-    if not views or len(set(views)) < len(views): raise SettingsError(f'views must be at least one name and no name twice, got {views}.')
+    if not views or len(set(views)) < len(views): raise SettingsError(f'views must be at least one name and no name twice, got {views}.', "pass names such as ['plain', 'hflip'].")
     for part in {p for v in views for p in v.split('+')}:
         if not _is_random(part): check_name(part, [*VIEWS, 'random1'], 'view')
     return views
@@ -73,19 +73,19 @@ def check_views(views)->list:
 DEFAULT_VIEWS = {True: ['plain', 'hflip', 'random1', 'hflip+random2', 'random3'],  # flip=True
                  False: ['plain', 'random1', 'random2', 'random3', 'random4']}     # flip=False
 
-# %% ../../nbs/classify/21_tta.ipynb #089fa043
+# %% ../../nbs/classify/21_tta.ipynb #49f2bb4c
 def predict_views(
     learn,            # a fastai Learner
     table,            # columns id and path (label is not looked at)
     views=('plain',), # names, see `apply_view`
     seed=42, bs=None, # pictures in a batch; None for the Learner's
     name='',          # name of the predictions
-    num_workers=0, progress=True
+    num_workers=None, progress=True # processes that decode; None for as many as the Learner has
 )->dict:              # name of the view → `Preds`
     "Predict every picture in every view, each picture decoded once"
     views = check_views(views)
-    if not len(table): raise DataError('there are no pictures to predict.')
-    dl = learn.dls.test_dl(table, bs=bs or learn.dls.valid.bs, num_workers=num_workers)
+    if not len(table): raise DataError('there are no pictures to predict.', 'pass a table with a row a picture.')
+    dl = learn.dls.test_dl(table, bs=bs or learn.dls.valid.bs, **({} if num_workers is None else dict(num_workers=num_workers)))
     tfms = list(dl.after_batch.fs)
     k = next(i for i, t in enumerate(tfms) if isinstance(t, IntToFloatTensor))+1
     to_float, finish = Pipeline(tfms[:k], split_idx=1), Pipeline(tfms[k:], split_idx=1)
@@ -96,7 +96,7 @@ def predict_views(
         done += len(b[0])
     return {v: Preds(ids, learn.dls.vocab, np.concatenate(probs[v]), name=name) for v in views}
 
-# %% ../../nbs/classify/21_tta.ipynb #2b025460
+# %% ../../nbs/classify/21_tta.ipynb #655ec400
 def _batch_views(learn, x, views, ids, seed, finish):
     "Probabilities of a batch in each view"
     activation, amp = getcallable(learn.loss_func, 'activation'), getattr(learn, 'mixed_precision', None)
@@ -115,7 +115,7 @@ def average_views(
 )->Preds:
     "The mean of the views' probabilities"
     w = np.array([1. if weights is None else weights.get(v, 0.) for v in by_view])
-    if (w < 0).any() or not w.sum(): raise SettingsError(f'weights of views must be ≥ 0 and not all 0, got {weights}.')
+    if (w < 0).any() or not w.sum(): raise SettingsError(f'weights of views must be ≥ 0 and not all 0, got {weights}.', 'leave weights out for equal ones.')
     first, *rest = by_view.values()
     probs = np.average([first.probs, *(p.align(first).probs for p in rest)], axis=0, weights=w)
     return Preds(first.ids, first.vocab, probs, first.targets, first.name)

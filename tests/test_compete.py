@@ -1,0 +1,108 @@
+"A whole run: what it refuses, and that a run killed at any moment finishes as if it had not been."
+import json, os, shutil, signal, subprocess, sys, time
+from pathlib import Path
+import numpy as np, pandas as pd, pytest
+from PIL import Image
+from vision_ft.classify import compete as C
+from vision_ft.samples import digits
+
+MODELS = pd.DataFrame([dict(name=n, arch=a, item='squish 32', size=32, effective_bs=64, accum=2, epochs=1, lr=.004) for n, a in (('convnext', 'tiny_convnext'), ('vit', 'tiny_vit'))])
+
+@pytest.fixture(scope='module')
+def small(tmp_path_factory):
+    "Three digits, 40 pictures each to train and 10 each to predict, in the shape of a competition"
+    full, d = digits(tmp_path_factory.mktemp('full')/'digits'), tmp_path_factory.mktemp('small')/'data'
+    train, test = (pd.read_csv(full/f, dtype=str) for f in ('train.csv', 'solution.csv'))
+    train = train[train.label.isin(['0', '1', '2'])].groupby('label').head(40)
+    test = test[test.label.isin(['0', '1', '2'])].groupby('label').head(10)
+    for r in train.itertuples():
+        (d/'train_images'/r.label).mkdir(parents=True, exist_ok=True)
+        shutil.copy(full/'train_images'/r.label/r.image_id, d/'train_images'/r.label)
+    (d/'test_images').mkdir()
+    for i in test.image_id: shutil.copy(full/'test_images'/i, d/'test_images')
+    train.to_csv(d/'train.csv', index=False); test.to_csv(d/'solution.csv', index=False)
+    test.assign(label='0').to_csv(d/'sample_submission.csv', index=False)
+    return d
+
+@pytest.fixture
+def data(small, tmp_path): return Path(shutil.copytree(small, tmp_path/'data'))
+
+def first(folder): return sorted(folder.rglob('*.jpg'))[0]
+def no_images(d): shutil.rmtree(d/'train_images'); (d/'train_images').mkdir(); (d/'train.csv').unlink()
+def one_class(d):
+    for l in '12': shutil.rmtree(d/'train_images'/l)
+    (d/'train.csv').unlink()
+def broken_train(d): first(d/'train_images').write_bytes(first(d/'train_images').read_bytes()[:300])
+def broken_test(d): first(d/'test_images').write_bytes(b'not a picture')
+def sample_lacks(d): pd.read_csv(d/'sample_submission.csv', dtype=str)[1:].to_csv(d/'sample_submission.csv', index=False)
+def sample_twice(d): s = pd.read_csv(d/'sample_submission.csv', dtype=str); pd.concat([s, s[:1]]).to_csv(d/'sample_submission.csv', index=False)
+def train_twice(d): s = pd.read_csv(d/'train.csv', dtype=str); pd.concat([s, s[:1]]).to_csv(d/'train.csv', index=False)
+def nothing(d): pass
+
+@pytest.mark.parametrize('break_it,kwargs,says', [
+    (no_images, {}, 'no image'), (one_class, {}, 'label'), (broken_train, {}, 'cannot be read'), (broken_test, {}, 'cannot be read'),
+    (sample_lacks, {}, '1 files without an id'), (sample_twice, {}, '1 duplicate ids'), (train_twice, {}, 'repeat an id'),
+    (nothing, dict(models=MODELS.assign(arch='convnext_smal')), 'convnext_small'),
+    (nothing, dict(models=MODELS.assign(arch='test_convnext', weights='hub')), 'HF_H'),
+    (nothing, dict(models=MODELS.assign(weights='/nowhere/w.safetensors')), '/nowhere/w.safetensors'),
+    (nothing, dict(weights={'vitt': 2}), "'vitt' does not exist"), (nothing, dict(models='tini'), 'tiny'),
+    (nothing, dict(models=MODELS.assign(item='squash 32')), 'squish'), (nothing, dict(models=MODELS.assign(size='big')), 'not a size'),
+    (nothing, dict(models=MODELS.assign(effective_bs='many')), 'many'), (nothing, dict(models=pd.concat([MODELS, MODELS])), 'different names'),
+    (nothing, dict(views=['plain', 'hflop']), 'hflip'), (nothing, dict(k=100), 'fold'), (nothing, dict(device='tpu'), 'tpu')])
+def test_refused_before_any_training(data, tmp_path, break_it, kwargs, says, monkeypatch):
+    monkeypatch.setenv('HF_HOME', str(tmp_path/'hf')); monkeypatch.setattr(C, 'train', lambda *a, **k: pytest.fail('training began'))
+    break_it(data)
+    with pytest.raises(C.VisionFTError) as e: C.compete(data, tmp_path/'out', **{'models': MODELS, 'progress': False, **kwargs})
+    assert says in str(e.value) and 'Mend:' in str(e.value)
+    assert not (tmp_path/'out'/'runs').exists()
+
+def test_full_disk_is_refused(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(C.shutil, 'disk_usage', lambda p: (10**9, 10**9-10**6, 10**6))
+    with pytest.raises(C.SettingsError, match='1 MB free'): C.compete(data, tmp_path/'out', MODELS, progress=False)
+
+GO = 'import sys, pandas as pd; from vision_ft.classify.compete import compete; compete(sys.argv[1], sys.argv[2], pd.read_csv(sys.argv[3]), flip=False, progress=False)'
+
+def stages(out): return {(f.parent.name, k): (s['status'], s['started']) for f in (out/'runs').glob('*/run.json') for k, s in json.loads(f.read_text())['stages'].items()}
+
+@pytest.mark.parametrize('when', [('convnext', 'train'), ('vit', 'train'), ('vit', 'predict')])
+def test_killed_run_finishes_as_if_it_had_not_been(small, tmp_path, when):
+    MODELS.to_csv(tmp_path/'models.csv', index=False)
+    out, whole = tmp_path/'out', tmp_path/'whole'
+    args = lambda o: [sys.executable, '-c', GO, str(small), str(o), str(tmp_path/'models.csv')]
+    p, end = subprocess.Popen(args(out)), time.time()+240
+    while p.poll() is None and time.time() < end and stages(out).get(when, ('',))[0] != 'running': time.sleep(.005)
+    p.send_signal(signal.SIGKILL); p.wait()
+    before = stages(out)
+    assert not (out/'submission.csv').exists()
+    subprocess.run(args(out), check=True); subprocess.run(args(whole), check=True)
+    after = stages(out)
+    assert all(s == 'done' for s, _ in after.values())
+    assert all(after[k] == v for k, v in before.items() if v[0] == 'done') # what was finished is not done again
+    assert (out/'submission.csv').read_text() == (whole/'submission.csv').read_text()
+    a, b = (C.Run(o/'runs'/'vit').preds('test_tta') for o in (out, whole))
+    np.testing.assert_allclose(a.probs, b.probs, atol=1e-6)
+
+def test_changed_pictures_are_another_data_set(data, tmp_path):
+    C.compete(data, tmp_path/'out', MODELS[:1], flip=False, progress=False)
+    first(data/'train_images').unlink(); (data/'train.csv').unlink()
+    with pytest.raises(C.DataError, match='removed'): C.compete(data, tmp_path/'out', MODELS[:1], flip=False, progress=False)
+
+def test_unknown_truth_is_scored_on_validation(data, tmp_path):
+    "As on Kaggle: no solution, no sample; and ids of test pictures that training pictures have too"
+    for f in ('solution.csv', 'sample_submission.csv'): (data/f).unlink()
+    for f in list((data/'test_images').iterdir()): shutil.copy(f, data/'test_images'/pd.read_csv(data/'train.csv', dtype=str).image_id[0]); break
+    r = C.compete(data, tmp_path/'out', MODELS[:1], flip=False, progress=False)
+    assert r.table.test_tta_error.isna().all() and r.table.valid_error[['convnext', *C.BASELINES]].notna().all()
+    assert 'on the validation pictures' in C.summary(r)
+    assert pd.read_csv(tmp_path/'out'/'submission.csv', dtype=str).shape == (len(list((data/'test_images').iterdir())), 2)
+
+def test_rice_photos(photos, tmp_path):
+    "Real photographs of three diseases, look-alikes grouped: finishes, and no group is torn apart by the hold-out or the split"
+    from vision_ft.data.tables import group_pairs, leaks
+    pairs = pd.read_csv(photos/'rice'/'pairs.csv')
+    pairs = pairs[(pairs.correlation >= .9) & pairs.a.str.startswith('photos/') & pairs.b.str.startswith('photos/')]
+    groups = group_pairs(pairs[['a', 'b']].apply(lambda c: c.str.removeprefix('photos/')))
+    src = MODELS[:1].assign(size=64, item='squish 96')
+    r = C.compete(photos/'rice'/'photos', tmp_path/'out', src, groups=groups, k=4, progress=False)
+    assert r.table.index.tolist() == ['convnext', 'ensemble', 'largest class', 'SVC on pixels']
+    for name in ('holdout.csv', 'split.csv'): assert not len(leaks(pd.read_csv(tmp_path/'out'/name, dtype=str), groups))
