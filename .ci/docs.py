@@ -6,7 +6,7 @@ from latex2mathml.converter import convert as mathml
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from pygments.formatters import HtmlFormatter
-from readme import links, root, visible
+from readme import relink, root, visible
 
 nbs, out = root/'nbs', Path(sys.argv[1] if len(sys.argv) > 1 else root/'_docs').resolve()
 floors = {'': 'Foundations', 'data': 'Data', 'classify': 'Classification', 'detect': 'Detection', 'segment': 'Segmentation',
@@ -78,10 +78,7 @@ class Chapter:
 
     def body(self):
         "The cells as HTML"
-        nb = visible(self.nb)
-        for c in nb.cells:
-            if c.cell_type == 'markdown': c.source = links(c.source, self.link)
-        return ''.join(cell_html(c, self.module) for c in nb.cells)
+        return ''.join(cell_html(c, self.module) for c in relink(visible(self.nb), self.link).cells)
 
 def cell_html(c, module):
     "One cell through nbconvert, wrapped in the few classes that the style sheet knows"

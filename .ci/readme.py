@@ -56,6 +56,14 @@ def links(md, change):
     link = re.compile(r'(\]\(|(?:href|src)=")(?![a-z][a-z0-9+.-]*:|[#/])([^)\s"]+)')
     return ''.join(p if i % 2 else link.sub(lambda m: m[1]+change(m[2]), p) for i, p in enumerate(code.split(md)))
 
+def relink(nb, change):
+    "`links` on the Markdown cells of `nb` and on outputs in Markdown"
+    for c in nb.cells:
+        if c.cell_type == 'markdown': c.source = links(c.source, change)
+        for o in c.get('outputs', []):
+            if 'text/markdown' in o.get('data', {}): o.data['text/markdown'] = links(o.data['text/markdown'], change)
+    return nb
+
 def from_root(link):
     "A link as it stands in nbs/, as it must stand in the README; it has to lead to something"
     path, _, anchor = link.partition('#')
@@ -70,10 +78,9 @@ def render(path=root/'nbs/index.ipynb'):
     if any(k.startswith('image/') for c in nb.cells for o in c.get('outputs', []) for k in o.get('data', {})):
         sys.exit('nbs/index.ipynb shows a picture in an output, which README.md cannot hold. Mend: link to a picture file from a Markdown cell.')
     for c in nb.cells:
-        if c.cell_type == 'markdown': c.source = links(c.source, from_root)
         for o in c.get('outputs', []):
             if 'text/html' in o.get('data', {}): o.data['text/html'] = tidy(o.data['text/html'], '[^>]*')
-    text, _ = MarkdownExporter().from_notebook_node(nb)
+    text, _ = MarkdownExporter().from_notebook_node(relink(nb, from_root))
     return head + re.sub(r'\n{3,}', '\n\n', re.sub(r'^[ \t]+$', '', text, flags=re.M)).strip() + '\n'
 
 def main():

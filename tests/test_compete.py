@@ -1,9 +1,11 @@
 "A whole run: what it refuses, and that a run killed at any moment finishes as if it had not been."
 import json, os, shutil, signal, subprocess, sys, time
 from pathlib import Path
+from types import SimpleNamespace
 import numpy as np, pandas as pd, pytest
 from PIL import Image
 from vision_ft.classify import compete as C
+from vision_ft.core import DataError, SettingsError, VisionFTError
 from vision_ft.samples import digits
 
 MODELS = pd.DataFrame([dict(name=n, arch=a, item='squish 32', size=32, effective_bs=64, accum=2, epochs=1, lr=.004) for n, a in (('convnext', 'tiny_convnext'), ('vit', 'tiny_vit'))])
@@ -52,13 +54,13 @@ def nothing(d): pass
 def test_refused_before_any_training(data, tmp_path, break_it, kwargs, says, monkeypatch):
     monkeypatch.setenv('HF_HOME', str(tmp_path/'hf')); monkeypatch.setattr(C, 'train', lambda *a, **k: pytest.fail('training began'))
     break_it(data)
-    with pytest.raises(C.VisionFTError) as e: C.compete(data, tmp_path/'out', **{'models': MODELS, 'progress': False, **kwargs})
+    with pytest.raises(VisionFTError) as e: C.compete(data, tmp_path/'out', **{'models': MODELS, 'progress': False, **kwargs})
     assert says in str(e.value) and 'Mend:' in str(e.value)
     assert not (tmp_path/'out'/'runs').exists()
 
 def test_full_disk_is_refused(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(C.shutil, 'disk_usage', lambda p: (10**9, 10**9-10**6, 10**6))
-    with pytest.raises(C.SettingsError, match='1 MB free'): C.compete(data, tmp_path/'out', MODELS, progress=False)
+    monkeypatch.setattr(C.shutil, 'disk_usage', lambda p: SimpleNamespace(free=10**6))
+    with pytest.raises(SettingsError, match='1 MB free'): C.compete(data, tmp_path/'out', MODELS, progress=False)
 
 GO = 'import sys, pandas as pd; from vision_ft.classify.compete import compete; compete(sys.argv[1], sys.argv[2], pd.read_csv(sys.argv[3]), flip=False, progress=False)'
 
@@ -85,7 +87,7 @@ def test_killed_run_finishes_as_if_it_had_not_been(small, tmp_path, when):
 def test_changed_pictures_are_another_data_set(data, tmp_path):
     C.compete(data, tmp_path/'out', MODELS[:1], flip=False, progress=False)
     first(data/'train_images').unlink(); (data/'train.csv').unlink()
-    with pytest.raises(C.DataError, match='removed'): C.compete(data, tmp_path/'out', MODELS[:1], flip=False, progress=False)
+    with pytest.raises(DataError, match='removed'): C.compete(data, tmp_path/'out', MODELS[:1], flip=False, progress=False)
 
 def test_unknown_truth_is_scored_on_validation(data, tmp_path):
     "As on Kaggle: no solution, no sample; and ids of test pictures that training pictures have too"

@@ -201,6 +201,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'vision_ft.data.tables._connect': ('data/tables.html#_connect', 'vision_ft/data/tables.py'),
                                        'vision_ft.data.tables._content_keys': ( 'data/tables.html#_content_keys',
                                                                                 'vision_ft/data/tables.py'),
+                                       'vision_ft.data.tables._deal': ('data/tables.html#_deal', 'vision_ft/data/tables.py'),
                                        'vision_ft.data.tables._find_files': ('data/tables.html#_find_files', 'vision_ft/data/tables.py'),
                                        'vision_ft.data.tables._group_keys': ('data/tables.html#_group_keys', 'vision_ft/data/tables.py'),
                                        'vision_ft.data.tables._groups': ('data/tables.html#_groups', 'vision_ft/data/tables.py'),

@@ -161,7 +161,7 @@ def compete(
     write_report(result, flip)
     return result
 
-# %% ../../nbs/classify/24_compete.ipynb #1a91e33c
+# %% ../../nbs/classify/24_compete.ipynb #4509a631
 def _runs(plan): return [Run(plan.out/'runs'/n) for n in plan.models.name]
 
 def _finish(plan):
@@ -174,7 +174,7 @@ def _finish(plan):
     for run, (_, m) in zip(runs, plan.models.iterrows()):
         f = {**run.facts('predict'), **run.facts('train')}
         rows.append(dict(name=run.name, arch=m.arch, item=m['item'], size=str(m['size']), weight=plan.weights[run.name], valid_error=f['valid_error'], valid_tta_error=f['valid_tta_error'],
-                         test_error=f.get('test_error'), test_tta_error=f.get('test_tta_error'), seconds=f['seconds'], steps=f['steps'], peak_mib=f['memory']['peak']))
+                         test_error=f.get('test_error'), test_tta_error=f.get('test_tta_error'), seconds=f['seconds'], steps=f['steps'], peak_mib=f['memory']['peak'], added_mib=f['memory']['added']))
     rows.append(dict(name='ensemble', valid_tta_error=valid.error, test_tta_error=test.with_targets(truth).error if truth else None))
     base = baselines(plan)
     rows += [dict(name=n, valid_error=base.preds(f'{n} valid').error, test_error=base.preds(f'{n} test').error if truth else None) for n in BASELINES]

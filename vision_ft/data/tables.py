@@ -210,7 +210,16 @@ def _groups(df, groups=None):
     for i, g in [_content_keys(df)] + ([] if groups is None else [_group_keys(groups, set(df.id))]): ids, keys = ids+i, keys+g
     return _connect(ids, keys)[df.id]
 
-# %% ../../nbs/data/10_tables.ipynb #adf4c8ad
+# %% ../../nbs/data/10_tables.ipynb #9146afa6
+def _deal(d, g, k, seed):
+    "(N,) number of the fold of each row, rows of a group `g` in one"
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+    alone, fold = len(set(g)) == len(d), np.zeros(len(d), dtype=int)
+    folds = (StratifiedKFold if alone else StratifiedGroupKFold)(k, shuffle=True, random_state=seed)
+    for i, (_, held) in enumerate(folds.split(d.id, d.label, None if alone else g)): fold[held] = i
+    return fold
+
+# %% ../../nbs/data/10_tables.ipynb #741b2e01
 def make_split(
     df,           # table
     k:int=5,      # number of folds, at least 2
@@ -218,21 +227,18 @@ def make_split(
     groups=None   # images that belong together: Series or dict id → group, or DataFrame id, group; ids not named are on their own
 )->pd.DataFrame:  # id, label, fold: 0 to k-1, sorted by id
     "A stratified K-fold split; groups and byte-identical files never straddle folds (near-duplicates need the audit's groups)"
-    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
     _check_rows(df)
     if k < 2: raise SettingsError(f'a split needs k of at least 2 folds, got {k}.', 'use k=5 to hold out 20% at a time.')
     d = df.sort_values('id', ignore_index=True)
     g = _groups(d, groups).to_numpy()
     _check_groups(d, g, k)
-    alone = len(set(g)) == len(d)
-    folds = (StratifiedKFold if alone else StratifiedGroupKFold)(k, shuffle=True, random_state=seed)
-    fold = np.zeros(len(d), dtype=int)
-    for i, (_, held) in enumerate(folds.split(d.id, d.label, None if alone else g)): fold[held] = i
-    split = d[['id', 'label']].assign(fold=fold)
-    if (lack := pd.crosstab(split.label, split.fold).eq(0)).any(axis=None):
-        raise DataError(f'fold {lack.any().idxmax()} would hold no image of {lack.any(axis=1).idxmax()!r}, because of large groups.', 'use fewer folds, another seed, or smaller groups.')
+    for attempt in range(20): # large groups can leave a fold without a class: another shuffle may not
+        split = d[['id', 'label']].assign(fold=_deal(d, g, k, seed+attempt))
+        if not (lack := pd.crosstab(split.label, split.fold).eq(0)).any(axis=None): break
+    else: raise DataError(f'fold {lack.any().idxmax()} would hold no image of {lack.any(axis=1).idxmax()!r}, because of large groups.', 'use fewer folds or smaller groups.')
     return split
 
+# %% ../../nbs/data/10_tables.ipynb #0e3a24db
 def _check_groups(d, g, k):
     "An error if a class has fewer groups than folds; a warning if a group holds several labels"
     n = pd.Series(g).groupby(d.label).agg(['size', 'nunique']).sort_values('nunique', kind='stable')
