@@ -29,6 +29,7 @@ def run(data, bs, cbs, loss, shuffle_seed=None):
     model, rec = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, C)), Record()
     dl = lambda b: DataLoader(data, bs=b, shuffle=False, drop_last=False)
     learn = Learner(DataLoaders(dl(bs), dl(64)), model, loss_func=loss, opt_func=SGD, cbs=[rec, *cbs], path=tempfile.gettempdir())
+    learn.recorder.train_metrics = True # predictions and targets of the whole window are kept for metrics only
     with learn.no_bar(), learn.no_logging(): learn.fit(1, 0.)
     return rec
 
@@ -72,6 +73,20 @@ def test_regression_and_batches_larger_than_the_window():
     full, ours = run(data, 8, [], MSELossFlat()), run(data, 16, [GradAccum(8)], MSELossFlat())
     assert len(full.grads) == len(ours.grads) == 4
     assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(ours.grads, full.grads))
+
+def test_samplers_decide_how_many_steps():
+    from torch.utils import data as D
+    ds = D.TensorDataset(torch.randn(100, 6), torch.randint(C, (100,)))
+    for dl in (D.DataLoader(ds, batch_size=8, sampler=D.SubsetRandomSampler(range(40))), D.DataLoader(ds, batch_size=8, drop_last=True),
+               D.DataLoader(ds, batch_size=8, sampler=D.WeightedRandomSampler(torch.ones(100), 250)),
+               D.DataLoader(ds, batch_sampler=D.BatchSampler(D.SequentialSampler(ds), 8, True))):
+        w = Windows(dl, 16)
+        assert len(w) == sum(1 for _ in w)
+
+def test_nested_batches_are_cut():
+    dl = DataLoader([((torch.randn(6), torch.randn(6)), torch.tensor(i%C)) for i in range(40)], bs=24, shuffle=False)
+    w = Windows(dl, 16)
+    assert [[len(b[1]) for b in w.window] for _ in w] == [[16], [8, 8], [8]]
 
 def test_an_interrupted_fit_leaves_nothing():
     class Stop(Callback):

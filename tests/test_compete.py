@@ -39,6 +39,7 @@ def broken_test(d): first(d/'test_images').write_bytes(b'not a picture')
 def sample_lacks(d): pd.read_csv(d/'sample_submission.csv', dtype=str)[1:].to_csv(d/'sample_submission.csv', index=False)
 def sample_twice(d): s = pd.read_csv(d/'sample_submission.csv', dtype=str); pd.concat([s, s[:1]]).to_csv(d/'sample_submission.csv', index=False)
 def train_twice(d): s = pd.read_csv(d/'train.csv', dtype=str); pd.concat([s, s[:1]]).to_csv(d/'train.csv', index=False)
+def strange_truth(d): s = pd.read_csv(d/'solution.csv', dtype=str); s.assign(label='NA').to_csv(d/'solution.csv', index=False)
 def nothing(d): pass
 
 @pytest.mark.parametrize('break_it,kwargs,says', [
@@ -49,7 +50,8 @@ def nothing(d): pass
     (nothing, dict(models=MODELS.assign(weights='/nowhere/w.safetensors')), '/nowhere/w.safetensors'),
     (nothing, dict(weights={'vitt': 2}), "'vitt' does not exist"), (nothing, dict(models='tini'), 'tiny'),
     (nothing, dict(models=MODELS.assign(item='squash 32')), 'squish'), (nothing, dict(models=MODELS.assign(size='big')), 'not a size'),
-    (nothing, dict(models=MODELS.assign(effective_bs='many')), 'many'), (nothing, dict(models=pd.concat([MODELS, MODELS])), 'different names'),
+    (nothing, dict(models=MODELS.assign(effective_bs='many')), 'many'), (nothing, dict(models=MODELS.assign(epochs=0)), 'epochs must be'),
+    (nothing, dict(models=MODELS.assign(args='{"drop_path_ratee": 1}')), 'drop_path_ratee'), (nothing, dict(models=MODELS.assign(name='a/b')), 'folder'), (strange_truth, {}, 'no training picture has'), (nothing, dict(models=pd.concat([MODELS, MODELS])), 'different names'),
     (nothing, dict(views=['plain', 'hflop']), 'hflip'), (nothing, dict(k=100), 'fold'), (nothing, dict(device='tpu'), 'tpu')])
 def test_refused_before_any_training(data, tmp_path, break_it, kwargs, says, monkeypatch):
     monkeypatch.setenv('HF_HOME', str(tmp_path/'hf')); monkeypatch.setattr(C, 'train', lambda *a, **k: pytest.fail('training began'))

@@ -43,7 +43,7 @@ def check_name(
     raise SettingsError(f'{kind} {name!r} does not exist.', '; '.join(o for o in (
         f'did you mean one of {", ".join(map(str, choice))}?' if choice else '', mend) if o))
 
-# %% ../nbs/00_core.ipynb #33df9923
+# %% ../nbs/00_core.ipynb #c1a663e0
 @contextmanager
 def atomic_path(
     path # the file to write
@@ -55,6 +55,7 @@ def atomic_path(
     os.close(fd)
     try:
         yield Path(tmp)
+        with open(tmp, 'rb') as f: os.fsync(f.fileno()) # on the disk before it takes the name
         os.chmod(tmp, 0o666 & ~_umask()) # mkstemp makes files that only their owner can read
         os.replace(tmp, path)
     finally: Path(tmp).unlink(missing_ok=True)

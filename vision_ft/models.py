@@ -66,7 +66,7 @@ def family(
     module = model_entrypoint(_spec(arch)[0].split('.')[0]).__module__.split('.')[-1]
     return _short.get(module, module)
 
-# %% ../nbs/02_models.ipynb #9f2ef784
+# %% ../nbs/02_models.ipynb #fbc8df08
 def _hw(size): return (size, size) if isinstance(size, int) else tuple(size)
 
 def _check_patches(model, size):
@@ -81,7 +81,8 @@ def _build(arch, n_out, size=None, **kwargs):
     name, small = _spec(arch)
     kwargs = {**small, **kwargs}
     if size is not None and get_pretrained_cfg(name).fixed_input_size: kwargs['img_size'] = _hw(size)
-    model = timm.create_model(name, pretrained=False, num_classes=n_out, **kwargs)
+    try: model = timm.create_model(name, pretrained=False, num_classes=n_out, **kwargs)
+    except TypeError as e: raise SettingsError(f'{name} takes no such argument: {_brief(e)}.', f'arguments given: {sorted(kwargs)}.') from e
     if size is not None: _check_patches(model, size)
     return model
 
@@ -235,17 +236,18 @@ def _where(arch, weights):
     if constants.HF_HUB_OFFLINE: fetch_weights(arch) # raises, and says what to do
     return 'to download', None
 
-# %% ../nbs/02_models.ipynb #3927e3d5
+# %% ../nbs/02_models.ipynb #b41ab905
 def preflight(
     arch:str,     # any name that `today` understands
     weights=None, # as for `make_model`
     size=None,    # image size in pixels, int or (height, width); None for that of the pretraining, 32 for `TINY`
-    n_out:int=2   # number of classes
+    n_out:int=2,  # number of classes
+    **kwargs      # as for `make_model`
 )->dict:          # arch, name, family, size, params_m (millions), weights, where: 'none', 'file', 'cached' or 'to download'
     "Whether this model can be made and can take images of this size, without network and almost without memory"
     name = today(arch)
     h, w = _hw(size or (32 if name in TINY else get_pretrained_cfg(name).input_size[1:]))
-    with torch.device('meta'): model = _build(arch, n_out, (h, w))
+    with torch.device('meta'): model = _build(arch, n_out, (h, w), **kwargs)
     _try_size(model, name, h, w)
     where, file = _where(arch, weights)
     if file: _fit(model, _read(file), file)

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['Competition', 'read_competition', 'read_sample', 'submission', 'write_submission', 'label_shares', 'submit']
 
-# %% ../../nbs/classify/23_kaggle.ipynb #0ddbb622
+# %% ../../nbs/classify/23_kaggle.ipynb #433f6ae0
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 import pandas as pd
 from ..core import DataError, Preds, SettingsError, atomic_path
-from ..data.tables import check_table, drop_unreadable, image_files, make_split, read_csv, read_folder, saved_split, split_rows
+from ..data.tables import check_table, drop_unreadable, image_files, make_split, read_csv, read_folder, read_text, same_bytes, saved_split, split_rows
 
 # %% ../../nbs/classify/23_kaggle.ipynb #4c1732a2
 @dataclass(frozen=True)
@@ -25,10 +26,10 @@ class Competition:
         n = self.train.label.nunique()
         return f'Competition: {len(self.train)} training pictures in {n} classes, {len(self.test)} to predict, truth {"known" if self.truth else "unknown"}'
 
-# %% ../../nbs/classify/23_kaggle.ipynb #290c214b
+# %% ../../nbs/classify/23_kaggle.ipynb #c467f810
 def read_competition(
     path,         # folder
-    holdout=.2,   # share held out as test set when there are only class folders
+    holdout=.2,   # share held out as test set when there are only class folders: 1/k for a whole k
     seed=42,      # of the hold-out
     groups=None,  # id → group, or a table with columns id and group: groups stay on one side of the hold-out
     holdout_csv=None # file that keeps the hold-out: written once, read ever after
@@ -40,35 +41,42 @@ def read_competition(
 
 def _plain(path, holdout, seed, groups, csv):
     table, k = read_folder(path), round(1/holdout) if 0 < holdout <= .5 else 0
-    if not k: raise SettingsError(f'holdout must be above 0 and at most 0.5, got {holdout}.')
+    if not k or abs(holdout-1/k) > .005: raise SettingsError(f'holdout must be one part of k, at most 0.5, got {holdout}.', 'use 0.5, 0.33, 0.25, 0.2, 0.1 …')
     check_table(table)
     kw = dict(k=k, seed=seed, groups=groups)
     train, test = split_rows(table, saved_split(table, csv, **kw) if csv else make_split(table, **kw), fold=0)
     return Competition(train.reset_index(drop=True), test[['id', 'path']].reset_index(drop=True), truth=dict(zip(test.id, test.label)))
 
-# %% ../../nbs/classify/23_kaggle.ipynb #ce1d380f
+# %% ../../nbs/classify/23_kaggle.ipynb #4159bf80
 def _kaggle(path):
     images, csv = path/'train_images', path/'train.csv'
     train = check_table(read_csv(csv, images) if csv.exists() else read_folder(images))
     if not (path/'test_images').is_dir(): raise DataError(f'{path} has train_images but no test_images.', 'add test_images/, or pass the folder of class folders to hold a share out.')
     files = image_files(path/'test_images')
-    if not files: raise DataError(f'{path/"test_images"} holds no images.')
     test = pd.DataFrame(dict(id=[f.relative_to(path/'test_images').as_posix() for f in files], path=[str(f) for f in files]))
     if len(bad := drop_unreadable(test)[1]): raise DataError(f'{len(bad)} test images cannot be read, such as {bad.id.iloc[0]}: {bad.why.iloc[0]}.', 'download them again; every one needs a prediction.')
-    sample = read_sample(path/'sample_submission.csv', test.id) if (path/'sample_submission.csv').exists() else None
+    if (sample := path/'sample_submission.csv').exists(): test = _without_suffix(test, read_text(sample).iloc[:, 0])
+    if copies := same_bytes(train, test): warnings.warn(f'{len(copies)} test pictures are byte for byte in the training set too, such as {copies[0]}.')
+    sample = read_sample(sample, test.id) if (path/'sample_submission.csv').exists() else None
     truth = None
     if (path/'solution.csv').exists():
-        s = pd.read_csv(path/'solution.csv', dtype=str)
+        s = read_text(path/'solution.csv')
         truth = dict(zip(s.iloc[:, 0], s.iloc[:, 1]))
-        if missing := sorted(set(test.id)-set(truth)): raise DataError(f'solution.csv lacks {len(missing)} test pictures, such as {missing[0]}.')
+        if missing := sorted(set(test.id)-set(truth)): raise DataError(f'solution.csv lacks {len(missing)} test pictures, such as {missing[0]}.', 'complete it, or remove it.')
+        if strange := sorted({truth[i] for i in test.id}-set(train.label)): raise DataError(f'solution.csv has labels that no training picture has: {strange[:5]}.', 'correct it, or remove it.')
     return Competition(train, test, sample, truth)
+
+def _without_suffix(test, ids):
+    "Ids of test pictures without .jpg where the sample has them so"
+    stems = test.id.str.replace(r'\.\w+$', '', regex=True)
+    return test.assign(id=stems) if set(ids) == set(stems) and stems.is_unique else test
 
 def read_sample(
     csv,     # sample_submission.csv
     test_ids # ids of the test pictures
 )->pd.DataFrame:
     "A sample submission, its ids compared with the test pictures: none twice, none missing, none too many"
-    s = pd.read_csv(csv, dtype=str)
+    s = read_text(csv)
     if s.shape[1] != 2: raise DataError(f'{csv} should have two columns, id and label; it has {list(s.columns)}.', 'write that form by hand with `Preds.df()`.')
     ids, want = list(s.iloc[:, 0]), list(test_ids)
     if dup := s.iloc[:, 0][s.iloc[:, 0].duplicated()].tolist(): raise DataError(f'{Path(csv).name} has {len(dup)} duplicate ids, such as {dup[0]}.', 'download it again.')
@@ -102,7 +110,7 @@ def label_shares(submission, train)->pd.DataFrame:
     "Share of each label among the training pictures and in a submission, side by side"
     return pd.DataFrame(dict(train=train.label.value_counts(normalize=True), submission=submission.iloc[:, 1].value_counts(normalize=True))).fillna(0.).sort_index()
 
-# %% ../../nbs/classify/23_kaggle.ipynb #1f739106
+# %% ../../nbs/classify/23_kaggle.ipynb #88e8a31e
 def submit(
     csv,         # submission.csv
     competition, # its short name, such as 'paddy-disease-classification'
@@ -111,7 +119,7 @@ def submit(
     api=None     # a kaggle API client; None: an authenticated one
 ):
     "Upload a submission to Kaggle; returns the client's answer"
-    s = pd.read_csv(csv, dtype=str, keep_default_na=False)
+    s = read_text(csv)
     if sample is not None and s.iloc[:, 0].tolist() != sample.iloc[:, 0].tolist(): raise DataError(f'the ids of {csv} are not those of the sample.', 'write it again with `write_submission`.')
     if (s == '').any(axis=None): raise DataError(f'{csv} has empty cells.', 'write it again with `write_submission`.')
     return (api or _kaggle_api()).competition_submit(str(csv), message, competition)

@@ -96,17 +96,18 @@ def predict_views(
         done += len(b[0])
     return {v: Preds(ids, learn.dls.vocab, np.concatenate(probs[v]), name=name) for v in views}
 
-# %% ../../nbs/classify/21_tta.ipynb #655ec400
+# %% ../../nbs/classify/21_tta.ipynb #7d7336b0
 def _batch_views(learn, x, views, ids, seed, finish):
     "Probabilities of a batch in each view"
     activation, amp = getcallable(learn.loss_func, 'activation'), getattr(learn, 'mixed_precision', None)
     context = torch.autocast(x.device.type, dtype=torch.bfloat16 if amp.amp_mode.value == 'bf16' else torch.float16) if amp else nullcontext()
     learn.model.eval()
     out = {}
-    with torch.no_grad(), context:
+    with torch.no_grad():
         for v in views:
             seen = finish((TensorImage(apply_view(v, x.as_subclass(torch.Tensor), ids, seed)),))[0]
-            out[v] = activation(learn.model(seen).float()).cpu().numpy()
+            with context: logits = learn.model(seen) # the views themselves are made in full precision
+            out[v] = activation(logits.float()).cpu().numpy()
     return out
 
 def average_views(
