@@ -184,6 +184,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'vision_ft.classify.tta.tta': ('classify/tta.html#tta', 'vision_ft/classify/tta.py')},
             'vision_ft.cli': { 'vision_ft.cli._add_choices': ('cli.html#_add_choices', 'vision_ft/cli.py'),
                                'vision_ft.cli._run': ('cli.html#_run', 'vision_ft/cli.py'),
+                               'vision_ft.cli.leave_a_core': ('cli.html#leave_a_core', 'vision_ft/cli.py'),
                                'vision_ft.cli.main': ('cli.html#main', 'vision_ft/cli.py'),
                                'vision_ft.cli.parser': ('cli.html#parser', 'vision_ft/cli.py')},
             'vision_ft.core': { 'vision_ft.core.DataError': ('core.html#dataerror', 'vision_ft/core.py'),
