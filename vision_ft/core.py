@@ -190,11 +190,12 @@ def load_preds(
     return Preds(t['id'].to_pylist(), [c[2:] for c in cols], np.stack([t[c].to_numpy() for c in cols], 1),
                  None if None in targets else targets, name)
 
-# %% ../nbs/00_core.ipynb #d2c077dc
+# %% ../nbs/00_core.ipynb #d280d061
 def set_seed(
     seed:int=42 # 0 ≤ seed < 2**32
 )->int:
     "Seed Python, NumPy and (if it is imported) torch, on every device"
+    if not 0 <= seed < 2**32: raise SettingsError(f'a seed is from 0 to 2**32-1, got {seed}.', 'use a small whole number such as 42.')
     random.seed(seed); np.random.seed(seed)
     if 'torch' in sys.modules: sys.modules['torch'].manual_seed(seed)
     return seed

@@ -7,10 +7,11 @@ __all__ = ['MODEL_DEFAULTS', 'BASELINES', 'CSS', 'presets', 'read_models', 'Plan
            'baselines', 'Result', 'compete', 'fig_counts', 'fig_batch', 'fig_losses', 'fig_memory', 'scored',
            'fig_errors', 'fig_confusion', 'fig_worst', 'write_report', 'summary']
 
-# %% ../../nbs/classify/24_compete.ipynb #d882173c
+# %% ../../nbs/classify/24_compete.ipynb #e71dfe52
 import base64, html, io, json, os, re, shutil, sys, warnings
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from PIL import Image
 from tqdm.auto import tqdm
@@ -24,7 +25,7 @@ from .tta import DEFAULT_VIEWS, average_views, check_views, predict_views
 from .ensemble import check_weights, ensemble, wilson
 from .kaggle import read_competition, write_submission
 
-# %% ../../nbs/classify/24_compete.ipynb #71b64867
+# %% ../../nbs/classify/24_compete.ipynb #05fcacdb
 MODEL_DEFAULTS = dict(item='squish 480', size=224, effective_bs=64, accum=1, epochs=5, lr=.01, weights=None, weight=1., args='{}')
 
 def presets()->list: # names
@@ -37,6 +38,7 @@ def read_models(
     "The table of models, every name, size and number in it checked"
     if not isinstance(models, pd.DataFrame):
         f = Path(str(models)).expanduser()
+        if f.suffix and not f.is_file(): raise SettingsError(f'there is no file {f}.', f'pass a CSV file, or one of the presets {", ".join(presets())}.')
         if not f.is_file(): f = asset('presets', f'{check_name(str(models), presets(), "preset (or file)")}.csv')
         models = read_text(f)
     for c in models.columns: check_name(c, ['name', 'arch', *MODEL_DEFAULTS], 'column of the models table')
@@ -196,7 +198,7 @@ def _finish(plan):
     with atomic_path(plan.out/'runs.csv') as tmp: table.to_csv(tmp)
     return Result(table, test.with_targets(truth) if truth else test, plan)
 
-# %% ../../nbs/classify/24_compete.ipynb #9f81745e
+# %% ../../nbs/classify/24_compete.ipynb #73e6bc8b
 def fig_counts(plan):
     "Pictures of each class"
     fig, ax = plt.subplots(figsize=(6, min(60, 1+.28*plan.comp.train.label.nunique())), constrained_layout=True)
@@ -207,7 +209,8 @@ def fig_batch(plan):
     "A training batch after all transforms, as the first model sees it"
     r = plan.models.iloc[0]
     dls = dataloaders(plan.train, plan.valid, r['size'], r['item'], bs=16, flip=plan.flip, num_workers=0)
-    dls.train.show_batch(max_n=16, ncols=8, figsize=(10, 3))
+    long = max(map(len, plan.train.label)) > 8
+    dls.train.show_batch(max_n=8 if long else 16, ncols=4 if long else 8, figsize=(10, 5.5 if long else 3))
     return plt.gcf()
 
 def fig_losses(plan):
@@ -226,23 +229,24 @@ def fig_memory(plan):
     plot_memory(m.rename(columns=dict(start='before', added='added by training')), ['before', 'added by training'], ax=ax)
     return fig
 
-# %% ../../nbs/classify/24_compete.ipynb #2cf3894e
+# %% ../../nbs/classify/24_compete.ipynb #5760aeaf
 def scored(result, kind):
     "Predictions with truth for the figures, and of which pictures: of the test ones where truth is known, else of the validation ones"
     which = 'test' if result.plan.comp.truth else 'valid'
     return [r.preds(f'{which}{kind}') for r in _runs(result.plan)], dict(test='test', valid='validation')[which]
 
 def fig_errors(result):
-    "Error of each model, plain and with TTA, and of the ensemble, each with its 95% interval"
+    "Error of each model, plain and with TTA, of the ensemble and of the SVC, each with its 95% interval"
     (plain, which), (tta, _) = scored(result, ''), scored(result, '_tta')
-    ens = ensemble(tta, result.plan.weights)
-    fig, ax = plt.subplots(figsize=(6, .5*len(tta)+1.4), constrained_layout=True)
-    for j, (label, ps) in enumerate((('plain', plain), ('TTA', [*tta, ens]))):
-        y = np.arange(len(ps)) + .2*j-.1
+    ens, svc = ensemble(tta, result.plan.weights), baselines(result.plan).preds(f'SVC on pixels {which[:5]}')
+    names = [*(p.name for p in tta), 'ensemble', svc.name]
+    fig, ax = plt.subplots(figsize=(6, .5*len(tta)+1.8), constrained_layout=True)
+    for j, (label, ps) in enumerate((('plain', [*plain, svc]), ('TTA', [*tta, ens]))):
+        y = np.array([names.index(p.name) for p in ps]) + .2*j-.1
         lo, hi = 100*np.array([wilson(int(p.wrong.sum()), len(p)) for p in ps]).T
         e = np.array([100*p.error for p in ps])
         ax.errorbar(e, y, xerr=np.maximum(0, [e-lo, hi-e]), fmt='o', ms=4, capsize=2, label=label)
-    ax.set_yticks(range(len(tta)+1), [*(p.name for p in tta), 'ensemble']); ax.invert_yaxis()
+    ax.set_yticks(range(len(names)), names); ax.invert_yaxis()
     ax.set_xlabel(f'error on the {which} pictures, % (95% interval)'); ax.legend(fontsize=8)
     return fig
 
@@ -251,15 +255,15 @@ def fig_confusion(p, most=40):
     m = pd.crosstab(pd.Categorical(p.targets, p.vocab), pd.Categorical(p.labels, p.vocab), dropna=False).to_numpy().copy()
     right = int(np.trace(m)); np.fill_diagonal(m, 0)
     show = np.sort(np.argsort(-(m.sum(0)+m.sum(1)), kind='stable')[:most]) # with many classes, those with most mistakes
-    m, names, n = m[np.ix_(show, show)], p.vocab[show], len(show)
-    fig, ax = plt.subplots(figsize=(2.2+.32*n, 1.6+.32*n), constrained_layout=True)
+    m, names, n, wide = m[np.ix_(show, show)], p.vocab[show], len(show), max(map(len, p.vocab))
+    fig, ax = plt.subplots(figsize=(2.2+.32*n+.08*wide, 1.6+.32*n+.08*wide), constrained_layout=True)
     ax.imshow(m, cmap='Oranges', vmin=0, vmax=max(1, m.max()))
     for i, j in zip(*np.nonzero(m)): ax.text(j, i, m[i, j], ha='center', va='center', fontsize=8, color='w' if m[i, j] > m.max()/2 else 'k')
     ax.set_xticks(range(n), names, rotation=90); ax.set_yticks(range(n), names)
     ax.set(xlabel='predicted', ylabel='true', title=f'{len(p)-right} mistakes, {right} right')
     return fig
 
-# %% ../../nbs/classify/24_compete.ipynb #1f7c581e
+# %% ../../nbs/classify/24_compete.ipynb #a8b0b595
 def fig_worst(p, paths, n=12):
     "The mistakes of which the ensemble was surest"
     wrong = np.flatnonzero(p.wrong)
@@ -270,7 +274,7 @@ def fig_worst(p, paths, n=12):
     for ax in axs.flat: ax.axis('off')
     for ax, i in zip(axs.flat, worst):
         with Image.open(paths[p.ids[i]]) as im: ax.imshow(im.convert('RGB'))
-        ax.set_title(f'{p.labels[i]} ({p.probs[i].max():.0%})\nis {p.targets[i]}', fontsize=9)
+        ax.set_title('\n'.join(fill(o, 18) for o in (f'{p.labels[i]} ({p.probs[i].max():.0%})', f'is {p.targets[i]}')), fontsize=8)
     return fig
 
 def _png(make):

@@ -270,7 +270,7 @@ def leaks(
     d = split.assign(group=split.id.map(_connect(ids, keys)))
     return d[d.groupby('group').fold.transform('nunique') > 1].sort_values(['group', 'id'], ignore_index=True)
 
-# %% ../../nbs/data/10_tables.ipynb #a2bb6353
+# %% ../../nbs/data/10_tables.ipynb #cc4927ac
 def _check_split(split, df):
     "An error unless `split` has exactly the ids and labels of `df`"
     _check_rows(df)
@@ -280,7 +280,7 @@ def _check_split(split, df):
     changes = dict(added=want.index.difference(have.index), removed=have.index.difference(want.index), relabelled=relabelled)
     if any(map(len, changes.values())):
         raise DataError('the split was made for other data: ' + ', '.join(f'{len(v)} images {n}' + (f' (such as {_some(v, 2)})' if len(v) else '') for n, v in changes.items()) + '.',
-                        'give back the images and labels that it was made for. If the change is meant, make a new split in a new file; models of the two cannot be compared.')
+                        'give back the images and labels that it was made for. If the change is meant, make a new split in a new file (with the command vision-ft: choose another --out); models of the two cannot be compared.')
 
 def read_split(
     csv, # file that `save_split` wrote
