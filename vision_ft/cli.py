@@ -26,9 +26,9 @@ def parser()->argparse.ArgumentParser:
     _add_choices(c.add_argument)
     return p
 
-# %% ../nbs/90_cli.ipynb #3b1a8254
+# %% ../nbs/90_cli.ipynb #e77b3eaf
 def _add_choices(add):
-    add('--models', default='tiny', help='a preset (tiny, tiny_photos, paddy) or a CSV file; default: tiny')
+    add('--models', default='tiny_photos', help='a preset (tiny, tiny_photos, paddy) or a CSV file; default: tiny_photos')
     add('--effective-bs', type=int, help='pictures to an optimizer step, instead of those in the table')
     add('--no-flip', action='store_true', help='a mirror image means something else, as with digits')
     add('--folds', type=int, default=5, help='folds of the saved split, the first for validation; default: 5')

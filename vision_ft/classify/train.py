@@ -133,7 +133,7 @@ def _check(train, valid, vocab):
     if unknown: raise DataError(f'labels {sorted(unknown)[:5]} of the tables are not among the {"vocab" if vocab else "training labels"}.', 'pass vocab=… with all classes, or drop those rows.')
     if both := sorted(set(train.path) & set(valid.path)): raise DataError(f'{len(both)} pictures are both in training and in validation, such as {both[0]}.', 'split with chapter 10, `split_rows(...)`.')
 
-# %% ../../nbs/classify/20_train.ipynb #71c484e4
+# %% ../../nbs/classify/20_train.ipynb #d1844deb
 def train_settings(
     train,            # table of training pictures: columns id, label, path
     valid,            # table of validation pictures
@@ -151,6 +151,7 @@ def train_settings(
 )->dict:
     "All that decides how a training comes out, checked"
     _check(train, valid, vocab)
+    if effective_bs < 1: raise SettingsError(f'effective_bs must be at least 1, got {effective_bs}.', 'it is the number of pictures to an optimizer step, such as 64.')
     if not 1 <= accum <= effective_bs: raise SettingsError(f'accum must be from 1 to effective_bs ({effective_bs}), got {accum}.', 'accum is the number of micro-batches.')
     if epochs < 1 or not 0 < lr < 100: raise SettingsError(f'epochs must be at least 1 and lr above 0, got epochs={epochs}, lr={lr}.', 'lr is about 0.01 with weights, 0.003 without.')
     item_tfm(item)
