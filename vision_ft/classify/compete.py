@@ -7,12 +7,13 @@ __all__ = ['MODEL_DEFAULTS', 'BASELINES', 'CSS', 'presets', 'read_models', 'Plan
            'baselines', 'Result', 'compete', 'fig_counts', 'fig_batch', 'fig_losses', 'fig_memory', 'scored',
            'fig_errors', 'fig_confusion', 'fig_worst', 'write_report', 'summary']
 
-# %% ../../nbs/classify/24_compete.ipynb #e71dfe52
+# %% ../../nbs/classify/24_compete.ipynb #57c13af3
 import base64, html, io, json, os, re, shutil, sys, warnings
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
+from matplotlib.ticker import LogLocator, NullLocator
 from PIL import Image
 from tqdm.auto import tqdm
 from ..core import Preds, SettingsError, asset, atomic_path, check_name, pick_device
@@ -198,7 +199,7 @@ def _finish(plan):
     with atomic_path(plan.out/'runs.csv') as tmp: table.to_csv(tmp)
     return Result(table, test.with_targets(truth) if truth else test, plan)
 
-# %% ../../nbs/classify/24_compete.ipynb #73e6bc8b
+# %% ../../nbs/classify/24_compete.ipynb #4b252334
 def fig_counts(plan):
     "Pictures of each class"
     fig, ax = plt.subplots(figsize=(6, min(60, 1+.28*plan.comp.train.label.nunique())), constrained_layout=True)
@@ -219,6 +220,7 @@ def fig_losses(plan):
     for ax, run in zip(axs[0], _runs(plan)):
         for c in ('train_loss', 'valid_loss'): ax.plot(run.history.epoch+1, run.history[c], label=c.replace('_', 'ing ', 1) if c[0] == 't' else 'validation loss')
         ax.set(title=run.name, xlabel='epoch', yscale='log'); ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_locator=NullLocator(), major_formatter='{x:g}')
     axs[0, 0].set_ylabel('cross-entropy'); axs[0, 0].legend(fontsize=8)
     return fig
 
@@ -286,8 +288,8 @@ def _png(make):
     except Exception as e: return f'<p>This figure could not be drawn: {html.escape(str(e))}</p>'
     return f'<img src="data:image/png;base64,{base64.b64encode(buf.getvalue()).decode()}">'
 
-# %% ../../nbs/classify/24_compete.ipynb #86a46f20
-CSS = 'body{font:16px/1.5 system-ui,sans-serif;max-width:1000px;margin:2em auto;padding:0 1em;color:#222} img{max-width:100%} table{border-collapse:collapse;font-size:13px} td,th{padding:.25em .6em;border-bottom:1px solid #ddd;text-align:right} h2{margin-top:2em} .scroll{overflow-x:auto} figcaption,footer{color:#666;font-size:14px}'
+# %% ../../nbs/classify/24_compete.ipynb #6a32cd44
+CSS = 'body{font:16px/1.5 system-ui,sans-serif;max-width:1150px;margin:2em auto;padding:0 1em;color:#222} img{max-width:100%} table{border-collapse:collapse;font-size:13px} td,th{padding:.25em .6em;border-bottom:1px solid #ddd;text-align:right} h2{margin-top:2em} .scroll{overflow-x:auto} figcaption,footer{color:#666;font-size:14px}'
 
 def write_report(result:Result)->Path:
     "Write out/report.html, one file with its figures inside"
