@@ -44,6 +44,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'vision_ft/classify/compete.py'),
                                             'vision_ft.classify.compete._thumbs': ( 'classify/compete.html#_thumbs',
                                                                                     'vision_ft/classify/compete.py'),
+                                            'vision_ft.classify.compete.baseline': ( 'classify/compete.html#baseline',
+                                                                                     'vision_ft/classify/compete.py'),
                                             'vision_ft.classify.compete.baselines': ( 'classify/compete.html#baselines',
                                                                                       'vision_ft/classify/compete.py'),
                                             'vision_ft.classify.compete.compete': ( 'classify/compete.html#compete',

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MODEL_DEFAULTS', 'BASELINES', 'CSS', 'presets', 'read_models', 'Plan', 'row_settings', 'prepare', 'run_row',
            'baselines', 'Result', 'compete', 'fig_counts', 'fig_batch', 'fig_losses', 'fig_memory', 'scored',
-           'fig_errors', 'fig_confusion', 'fig_worst', 'write_report', 'summary']
+           'baseline', 'fig_errors', 'fig_confusion', 'fig_worst', 'write_report', 'summary']
 
 # %% ../../nbs/classify/24_compete.ipynb #57c13af3
 import base64, html, io, json, os, re, shutil, sys, warnings
@@ -237,10 +237,14 @@ def scored(result, kind):
     which = 'test' if result.plan.comp.truth else 'valid'
     return [r.preds(f'{which}{kind}') for r in _runs(result.plan)], dict(test='test', valid='validation')[which]
 
+def baseline(result, name):
+    "Predictions of a baseline on the pictures that `scored` chooses"
+    return baselines(result.plan).preds(f'{name} {"test" if result.plan.comp.truth else "valid"}')
+
 def fig_errors(result):
     "Error of each model, plain and with TTA, of the ensemble and of the SVC, each with its 95% interval"
     (plain, which), (tta, _) = scored(result, ''), scored(result, '_tta')
-    ens, svc = ensemble(tta, result.plan.weights), baselines(result.plan).preds(f'SVC on pixels {which[:5]}')
+    ens, svc = ensemble(tta, result.plan.weights), baseline(result, 'SVC on pixels')
     names = [*(p.name for p in tta), 'ensemble', svc.name]
     fig, ax = plt.subplots(figsize=(6, .5*len(tta)+1.8), constrained_layout=True)
     for j, (label, ps) in enumerate((('plain', [*plain, svc]), ('TTA', [*tta, ens]))):
@@ -318,7 +322,7 @@ def summary(result:Result)->str:
     best = plan.models.name.tolist().index(result.table.valid_tta_error[plan.models.name].idxmin())
     best_is = 'best in validation' if which == 'test' else 'best of these pictures'
     rows = {'ensemble of TTA predictions': ensemble(tta, plan.weights), f'{best_is}, {tta[best].name}, TTA': tta[best], f'{best_is}, {plain[best].name}, plain': plain[best]}
-    rows.update({n: baselines(plan).preds(f'{n} {which[:5]}') for n in BASELINES})
+    rows.update({n: baseline(result, n) for n in BASELINES})
     width = max(map(len, rows))
     def line(name, p):
         k, (low, high) = int(p.wrong.sum()), wilson(int(p.wrong.sum()), len(p))

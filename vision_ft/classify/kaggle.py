@@ -66,6 +66,7 @@ def _kaggle(path):
         if strange := sorted({truth[i] for i in test.id}-set(train.label)): raise DataError(f'solution.csv has labels that no training picture has: {strange[:5]}.', 'correct it, or remove it.')
     return Competition(train, test, sample, truth)
 
+# %% ../../nbs/classify/23_kaggle.ipynb #5a3c1e0b
 def _without_suffix(test, ids):
     "Ids of test pictures without .jpg where the sample has them so"
     stems = test.id.str.replace(r'\.\w+$', '', regex=True)
