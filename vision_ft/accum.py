@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['denominator', 'loss_shares', 'n_samples', 'Windows', 'GradAccum']
 
-# %% ../nbs/04_accum.ipynb #b63868f1
+# %% ../nbs/04_accum.ipynb #89adfc4e
 import warnings
 from math import ceil
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from fastai.callback.core import Callback
 from fastai.callback.mixup import MixHandler
 from fastai.callback.schedule import LRFinder
@@ -120,7 +120,7 @@ def _warn_batch_norm(model, micro_bs, effective_bs):
                       'or freeze them: Learner(train_bn=False), requires_grad_(False) on their parameters, and fastai\'s BnFreeze.')
     return True
 
-# %% ../nbs/04_accum.ipynb #5ba779d7
+# %% ../nbs/04_accum.ipynb #b3e1d6b4
 from fastcore.basics import patch
 
 @patch
@@ -131,24 +131,26 @@ def before_batch(self:GradAccum):
     shares = loss_shares(self.loss_func, [yb for _, yb in window], self.denominator)
     todo = [(xb, yb, s) for (xb, yb), s in zip(window, shares) if s != 0] # without a target that counts there is no gradient
     self.opt.zero_grad() # nothing is left over from a fit that was interrupted
-    self.done = [self._micro(*o) for o in todo[:-1]]
+    cbs = [cb for cb in self.learn.cbs.sorted('order') if cb is not self]
+    self.done = [self._micro(*o, cbs) for o in todo[:-1]]
     self.learn.xb, self.learn.yb, self.share = todo[-1]
 
-# %% ../nbs/04_accum.ipynb #47651613
+# %% ../nbs/04_accum.ipynb #8e517067
 @patch
-def _micro(self:GradAccum, xb, yb, share):
+def _micro(self:GradAccum, xb, yb, share, cbs):
     "What fastai's loop does with a batch, up to and including `backward`"
-    def event(name): [cb(name) for cb in self.learn.cbs.sorted('order') if cb is not self]
-    self.learn.xb, self.learn.yb = xb, yb
+    learn = self.learn
+    def event(name): [cb(name) for cb in cbs]
+    learn.xb, learn.yb = xb, yb
     event('before_batch')
-    self.learn.pred = self.model(*self.learn.xb)
+    learn.pred = learn.model(*learn.xb)
     event('after_pred')
-    self.learn.loss_grad = self.loss_func(self.learn.pred, *self.learn.yb)
-    self.learn.loss = self.learn.loss_grad.clone()
+    learn.loss_grad = learn.loss_func(learn.pred, *learn.yb).as_subclass(Tensor) # fastai's own tensor type makes every operation slower
+    learn.loss = learn.loss_grad.clone()
     event('after_loss')
-    loss, self.learn.loss_grad = self.learn.loss.detach()*share, self.learn.loss_grad*share
+    loss, learn.loss_grad = learn.loss.detach()*share, learn.loss_grad*share
     event('before_backward')
-    self.learn.loss_grad.backward()
+    learn.loss_grad.backward()
     return loss, self._kept()
 
 @patch

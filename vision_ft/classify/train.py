@@ -6,8 +6,8 @@
 __all__ = ['ITEMS', 'parse_size', 'item_tfm', 'Upright', 'dataloaders', 'History', 'StepBar', 'Trained', 'train_settings',
            'train', 'data_id', 'load_trained']
 
-# %% ../../nbs/classify/20_train.ipynb #2033088c
-import hashlib, os, tempfile, time
+# %% ../../nbs/classify/20_train.ipynb #2a6e758a
+import hashlib, os, tempfile, time, warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil
@@ -28,7 +28,7 @@ import fastai.callback.schedule, fastai.callback.progress # they patch Learner: 
 from tqdm.auto import tqdm
 from ..core import DataError, SettingsError, check_name, pick_device, set_seed
 from ..models import body_head, make_model, norm_stats, save_weights
-from ..memory import free_memory, track_memory
+from ..memory import free_memory, plan_micro_bs, track_memory
 from ..accum import GradAccum
 from ..runs import Run
 
@@ -109,7 +109,7 @@ class StepBar(Callback):
     def after_epoch(self): self.tqdm.set_postfix(epoch=f'{self.epoch+1}/{self.n_epoch}', error=f'{float(self.recorder.values[-1][-1]):.3f}')
     def after_fit(self): self.tqdm.close()
 
-# %% ../../nbs/classify/20_train.ipynb #eef8080a
+# %% ../../nbs/classify/20_train.ipynb #d53b68ab
 @dataclass(frozen=True)
 class Trained:
     "What `train` returns"
@@ -117,6 +117,7 @@ class Trained:
     history:pd.DataFrame  # a row an epoch: losses, error_rate, lr, steps so far, seconds
     memory:dict           # MiB: start, peak, added (peak − start)
     seconds:float         # time of the training
+    micro_bs:int          # pictures that went through the model at a time
 
     @property
     def steps(self)->int: return int(self.history.steps.iloc[-1])
@@ -133,7 +134,7 @@ def _check(train, valid, vocab):
     if unknown: raise DataError(f'labels {sorted(unknown)[:5]} of the tables are not among the {"vocab" if vocab else "training labels"}.', 'pass vocab=… with all classes, or drop those rows.')
     if both := sorted(set(train.path) & set(valid.path)): raise DataError(f'{len(both)} pictures are both in training and in validation, such as {both[0]}.', 'split with chapter 10, `split_rows(...)`.')
 
-# %% ../../nbs/classify/20_train.ipynb #d1844deb
+# %% ../../nbs/classify/20_train.ipynb #5215d347
 def train_settings(
     train,            # table of training pictures: columns id, label, path
     valid,            # table of validation pictures
@@ -142,6 +143,7 @@ def train_settings(
     item='squish 480',# item transform: squish, crop or pad, and a size
     effective_bs=64,  # pictures to an optimizer step
     accum=1,          # micro-batches to an optimizer step: what grows with the batch divides by it, the update stays
+    micro_bs=None,    # instead of `accum`: pictures to a micro-batch, or 'auto' for the most that fit the device
     epochs=5, lr=.01, # of the one cycle; lr is the head's where the body has its own
     finetune=None,    # True: head first, then all; False: all at once; None: True with weights, False without
     weights=None,     # None, 'hub', 'tiny' or a file
@@ -153,13 +155,14 @@ def train_settings(
     _check(train, valid, vocab)
     if effective_bs < 1: raise SettingsError(f'effective_bs must be at least 1, got {effective_bs}.', 'it is the number of pictures to an optimizer step, such as 64.')
     if not 1 <= accum <= effective_bs: raise SettingsError(f'accum must be from 1 to effective_bs ({effective_bs}), got {accum}.', 'accum is the number of micro-batches.')
+    if micro_bs is not None: accum = _accum(effective_bs, accum, micro_bs)
     if epochs < 1 or not 0 < lr < 100: raise SettingsError(f'epochs must be at least 1 and lr above 0, got epochs={epochs}, lr={lr}.', 'lr is about 0.01 with weights, 0.003 without.')
     item_tfm(item)
-    return dict(arch=arch, size=parse_size(size), item=str(item), effective_bs=int(effective_bs), accum=int(accum), epochs=int(epochs), lr=float(lr),
+    return dict(arch=arch, size=parse_size(size), item=str(item), effective_bs=int(effective_bs), accum=accum if accum == 'auto' else int(accum), epochs=int(epochs), lr=float(lr),
                 finetune=weights is not None if finetune is None else bool(finetune), weights=_weights_id(weights), flip=bool(flip), seed=seed,
                 vocab=sorted(map(str, vocab or train.label.unique())), device=pick_device(device).split(':')[0], model_args=model_args, data=data_id(train, valid))
 
-# %% ../../nbs/classify/20_train.ipynb #78e8e73a
+# %% ../../nbs/classify/20_train.ipynb #cd8b82ff
 def train(
     train, valid, arch, # and every other argument of `train_settings`, such as size, item, accum, epochs
     run=None,           # a `Run` or a folder to keep it in
@@ -171,14 +174,14 @@ def train(
     "Fine-tune `arch` on two tables of pictures"
     s, device = train_settings(train, valid, arch, device=device, **kwargs), pick_device(device)
     weights = kwargs.get('weights')
-    if run is None: return _fit(train, valid, s, weights, device, num_workers, progress and arch)
+    if run is None: return _fit_smaller(train, valid, s, weights, device, num_workers, progress and arch)
     run = run if isinstance(run, Run) else Run(run)
     if run.is_done('train', s): return load_trained(run, train, valid, device, num_workers)
     with run.stage('train', s) as facts:
-        res = _fit(train, valid, s, weights, device, num_workers, progress and run.name, run.path)
+        res = _fit_smaller(train, valid, s, weights, device, num_workers, progress and run.name, run.path)
         save_weights(res.learn.model, run.path/'checkpoints'/'model.safetensors')
         run.save_history(res.history)
-        facts.update(error=float(res.history.error_rate.iloc[-1]), steps=res.steps, seconds=round(res.seconds, 2), memory=res.memory)
+        facts.update(error=float(res.history.error_rate.iloc[-1]), steps=res.steps, seconds=round(res.seconds, 2), memory=res.memory, micro_bs=res.micro_bs)
     return res
 
 # %% ../../nbs/classify/20_train.ipynb #42eff295
@@ -203,19 +206,19 @@ def data_id(*tables)->str: # 12 hex digits
         h.update(b'\f')
     return h.hexdigest()[:12]
 
-# %% ../../nbs/classify/20_train.ipynb #b5e5e4d7
-def _learner(train, valid, s, device, num_workers, weights, path=None):
+# %% ../../nbs/classify/20_train.ipynb #2edc1b22
+def _learner(train, valid, s, device, num_workers, weights, micro_bs, path=None):
     "Learner for the settings `s`; random weights, batches and crops follow from its seed"
     set_seed(s['seed'])
     model = make_model(s['arch'], len(s['vocab']), weights=weights, size=s['size'], **s['model_args'])
-    dls = dataloaders(train, valid, s['size'], s['item'], ceil(s['effective_bs']/s['accum']), s['vocab'], s['flip'], norm_stats(model), device, num_workers)
+    dls = dataloaders(train, valid, s['size'], s['item'], micro_bs, s['vocab'], s['flip'], norm_stats(model), device, num_workers)
     amp = [MixedPrecision()] if device.startswith('cuda') else []
     # fastai's path is where lr_find parks the weights: never the working folder
     return Learner(dls, model.to(device), loss_func=CrossEntropyLossFlat(), metrics=error_rate, splitter=body_head,
                    cbs=[GradAccum(s['effective_bs']), *amp], path=path or tempfile.gettempdir())
 
-def _fit(train, valid, s, weights, device, num_workers, progress, path=None):
-    learn, history, t = _learner(train, valid, s, device, num_workers, weights, path), History(), time.perf_counter()
+def _fit(train, valid, s, weights, device, num_workers, progress, path, micro_bs):
+    learn, history, t = _learner(train, valid, s, device, num_workers, weights, micro_bs, path), History(), time.perf_counter()
     bar = [StepBar(progress)] if progress else []
     free_memory() # what an earlier training left would be counted as there before, and used again unseen
     with track_memory(device) as memory, learn.no_bar(), learn.no_logging(), learn.added_cbs([history, *bar]):
@@ -224,9 +227,38 @@ def _fit(train, valid, s, weights, device, num_workers, progress, path=None):
     if not history.table.train_loss.notna().all():
         raise SettingsError(f'the training loss became NaN in epoch {int(history.table.train_loss.isna().argmax())}.', f'lower lr (it was {s["lr"]}).')
     mib = dict(start=round(memory.start_mib, 1), peak=round(memory.peak_mib, 1), added=round(memory.added_mib, 1))
-    return Trained(learn, history.table, mib, time.perf_counter()-t)
+    return Trained(learn, history.table, mib, time.perf_counter()-t, micro_bs)
 
-# %% ../../nbs/classify/20_train.ipynb #a0dd4678
+# %% ../../nbs/classify/20_train.ipynb #c39a62f3
+def _accum(effective_bs, accum, micro_bs):
+    "Micro-batches to a step for a `micro_bs`: a number, or 'auto'"
+    if accum != 1: raise SettingsError(f'micro_bs={micro_bs} and accum={accum} say the same thing twice.', 'pass one of the two.')
+    if micro_bs == 'auto': return 'auto'
+    try: n = int(micro_bs)
+    except (TypeError, ValueError): n = 0
+    if not 1 <= n <= effective_bs: raise SettingsError(f"micro_bs must be from 1 to effective_bs ({effective_bs}), or 'auto', got {micro_bs!r}.", 'it is the number of pictures that go through the model at a time.')
+    return ceil(effective_bs/n)
+
+def _planned(s, device):
+    "Pictures to a micro-batch for the settings"
+    if s['accum'] != 'auto': return ceil(s['effective_bs']/s['accum'])
+    kind, precision = ('cuda', 'fp16') if device.startswith('cuda') else ('cpu', 'fp32') # on Apple's chips memory is shared
+    return plan_micro_bs(s['arch'], s['size'], s['effective_bs'], budget=None, device=kind, precision=precision, n_out=len(s['vocab']), **s['model_args']).micro_bs
+
+def _out_of_memory(e): return isinstance(e, torch.OutOfMemoryError) or any(w in str(e) for w in ('out of memory', "can't allocate memory"))
+
+def _fit_smaller(train, valid, s, weights, device, num_workers, progress, path=None):
+    "`_fit`, with half the micro-batch when the device runs out of memory"
+    n = _planned(s, device)
+    while True:
+        try: return _fit(train, valid, s, weights, device, num_workers, progress, path, n)
+        except (RuntimeError, MemoryError) as e: # fastai passes it on
+            if n == 1 or not _out_of_memory(e): raise
+        n = ceil(n/2) # here the error and all that it held are gone
+        free_memory()
+        warnings.warn(f'out of memory: starting again with micro_bs {n}; the effective batch stays {s["effective_bs"]}.')
+
+# %% ../../nbs/classify/20_train.ipynb #56edb2af
 def load_trained(
     run,         # the `Run` of a finished training
     train, valid,# the tables it was trained on
@@ -234,5 +266,5 @@ def load_trained(
 )->Trained:
     "A finished training read back from its folder"
     facts, s = run.facts('train'), run.info['stages']['train']['settings']
-    learn = _learner(train, valid, s, pick_device(device), num_workers, run.path/'checkpoints'/'model.safetensors', run.path)
-    return Trained(learn, run.history, facts['memory'], facts['seconds'])
+    learn = _learner(train, valid, s, pick_device(device), num_workers, run.path/'checkpoints'/'model.safetensors', facts['micro_bs'], run.path)
+    return Trained(learn, run.history, facts['memory'], facts['seconds'], facts['micro_bs'])
