@@ -30,9 +30,10 @@ def parser()->argparse.ArgumentParser:
 def _add_choices(add):
     add('--models', default='tiny_photos', help='a preset (tiny, tiny_photos, paddy) or a CSV file; default: tiny_photos')
     add('--effective-bs', type=int, help='pictures to an optimizer step, instead of those in the table')
+    add('--micro-bs', metavar='N', help="pictures through a model at a time, or 'auto' for the most that fit, instead of the table's")
     add('--no-flip', action='store_true', help='a mirror image means something else, as with digits')
     add('--folds', type=int, default=5, help='folds of the saved split, the first for validation; default: 5')
-    add('--views', nargs='+', help='views of the test-time augmentation, the plain one first')
+    add('--views', nargs='+', help='views of the test-time augmentation, or one of the sets photos, symbols, above')
     add('--weights', nargs='+', metavar='NAME=W', default=[], help="weights in the ensemble, instead of the table's")
     add('--groups', help='CSV with columns id and group: a group stays on one side of every split')
     add('--holdout', type=float, default=.2, help='share held out as test set from a folder of class folders; default: 0.2')
@@ -53,7 +54,7 @@ def _run(a):
         return compete(digits(Path(a.out)/'digits'), a.out, epochs=a.epochs, device=a.device, flip=False)
     try: weights = {k: float(v) for k, v in (w.rsplit('=', 1) for w in a.weights)}
     except ValueError: raise SettingsError(f'--weights are written NAME=NUMBER, got {a.weights}.', 'for example --weights vit=2.') from None
-    return compete(a.data, a.out, a.models, a.effective_bs, a.epochs, a.device, not a.no_flip, a.folds, a.views, weights, a.groups, a.holdout, a.seed, a.workers)
+    return compete(a.data, a.out, a.models, a.effective_bs, a.epochs, a.micro_bs, a.device, not a.no_flip, a.folds, a.views, weights, a.groups, a.holdout, a.seed, a.workers)
 
 def main(argv=None)->int: # exit status: 0 done, 2 refused, 130 interrupted
     "The command `vision-ft`"

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MODEL_DEFAULTS', 'BASELINES', 'CSS', 'presets', 'read_models', 'Plan', 'row_settings', 'prepare', 'run_row',
            'baselines', 'Result', 'compete', 'fig_counts', 'fig_batch', 'fig_losses', 'fig_memory', 'scored',
-           'baseline', 'fig_errors', 'fig_confusion', 'fig_worst', 'write_report', 'summary']
+           'baseline', 'fig_errors', 'fig_confusion', 'fig_worst', 'write_report', 'summary', 'verdicts']
 
 # %% ../../nbs/classify/24_compete.ipynb #57c13af3
 import base64, html, io, json, os, re, shutil, sys, warnings
@@ -22,12 +22,12 @@ from ..models import fetch_weights, preflight
 from ..memory import free_memory, plot_memory
 from ..runs import Run, fingerprint, versions
 from .train import data_id, dataloaders, item_tfm, parse_size, train, train_settings
-from .tta import DEFAULT_VIEWS, average_views, check_views, predict_views
-from .ensemble import check_weights, ensemble, wilson
+from .tta import DEFAULT_VIEWS, average_views, check_views, predict_views, tta_verdict
+from .ensemble import check_weights, compare_weights, ensemble, wilson
 from .kaggle import read_competition, write_submission
 
 # %% ../../nbs/classify/24_compete.ipynb #05fcacdb
-MODEL_DEFAULTS = dict(item='squish 480', size=224, effective_bs=64, accum=1, epochs=5, lr=.01, weights=None, weight=1., args='{}')
+MODEL_DEFAULTS = dict(item='squish 480', size=224, effective_bs=64, accum=1, micro_bs='', epochs=5, lr=.01, weights=None, weight=1., args='{}')
 
 def presets()->list: # names
     "The tables of models that ship with the package"
@@ -61,18 +61,21 @@ class Plan:
     comp:object; models:pd.DataFrame; weights:dict; train:pd.DataFrame; valid:pd.DataFrame
     views:list; out:Path; device:str; flip:bool; seed:int
 
+def _split(r): return dict(micro_bs=r.micro_bs) if str(r.micro_bs) else dict(accum=min(r.accum, r.effective_bs))
+
 def row_settings(plan, r)->dict:
     "Arguments of `train` for a row of the models table"
-    return dict(arch=r.arch, size=r['size'], item=r['item'], effective_bs=r.effective_bs, accum=min(r.accum, r.effective_bs), epochs=r.epochs, lr=r.lr, weights=r.weights,
+    return dict(arch=r.arch, size=r['size'], item=r['item'], effective_bs=r.effective_bs, **_split(r), epochs=r.epochs, lr=r.lr, weights=r.weights,
                 flip=plan.flip, seed=plan.seed, device=plan.device, **json.loads(r.args))
 
-def prepare(data, out, models='tiny', effective_bs=None, epochs=None, device=None, flip=True, k=5, views=None, weights=None, groups=None, holdout=.2, seed=42)->Plan:
+def prepare(data, out, models='tiny', effective_bs=None, epochs=None, micro_bs=None, device=None, flip=True, k=5, views=None, weights=None, groups=None, holdout=.2, seed=42)->Plan:
     "Read and check all of it: see `compete` for the arguments"
     device, out, models = pick_device(device), Path(out).expanduser(), read_models(models)
-    for col, v in (('effective_bs', effective_bs), ('epochs', epochs)):
-        if v is not None: models[col] = int(v)
+    for col, v in (('effective_bs', effective_bs), ('epochs', epochs), ('micro_bs', micro_bs)):
+        if v is not None: models[col] = v if col == 'micro_bs' else int(v)
     weights = check_weights({**dict(zip(models.name, models.weight)), **(weights or {})}, models.name)
-    views = check_views(['plain', *(v for v in views or DEFAULT_VIEWS[bool(flip)] if v != 'plain')])
+    views = check_views(views[0] if views and len(views) == 1 else views or DEFAULT_VIEWS[bool(flip)])
+    views = ['plain', *(v for v in views if v != 'plain')]
     checks = [preflight(r.arch, r.weights, parse_size(r['size']), **json.loads(r.args)) for _, r in models.iterrows()]
     if out.exists() and not out.is_dir(): raise SettingsError(f'{out} is a file.', 'choose a folder for the outputs.')
     _check_disk(out, sum(c['params_m'] for c in checks))
@@ -160,6 +163,7 @@ def compete(
     out,              # folder for everything that is written
     models='tiny',    # preset, CSV file or DataFrame, see `read_models`
     effective_bs=None, epochs=None, # instead of those of the table
+    micro_bs=None,    # 'auto' or a number, for all models, instead of the table's accum and micro_bs
     device=None, flip=True, # whether a mirror image has the same label
     k=5,              # folds of the split that is saved in out/split.csv; the first is for validation
     views=None,       # of the test-time augmentation, see chapter 21; the plain one is always among them
@@ -169,7 +173,7 @@ def compete(
 )->Result:
     "Train, predict and ensemble a table of models on a folder of pictures; start it again and it goes on"
     groups = read_text(groups) if isinstance(groups, (str, Path)) else groups
-    plan = prepare(data, out, models, effective_bs, epochs, device, flip, k, views, weights, groups, holdout, seed)
+    plan = prepare(data, out, models, effective_bs, epochs, micro_bs, device, flip, k, views, weights, groups, holdout, seed)
     if progress: print(f'{plan.comp}. {len(plan.models)} models on {plan.device}, outputs in {plan.out}', file=sys.stderr)
     for _, r in plan.models.iterrows():
         run_row(plan, r, num_workers, progress)
@@ -191,7 +195,7 @@ def _finish(plan):
     for run, (_, m) in zip(runs, plan.models.iterrows()):
         f = {**run.facts('predict'), **run.facts('train')}
         rows.append(dict(name=run.name, arch=m.arch, item=m['item'], size=str(m['size']), weight=plan.weights[run.name], valid_error=f['valid_error'], valid_tta_error=f['valid_tta_error'],
-                         test_error=f.get('test_error'), test_tta_error=f.get('test_tta_error'), seconds=f['seconds'], steps=f['steps'], peak_mib=f['memory']['peak'], added_mib=f['memory']['added']))
+                         test_error=f.get('test_error'), test_tta_error=f.get('test_tta_error'), seconds=f['seconds'], steps=f['steps'], micro_bs=f['micro_bs'], peak_mib=f['memory']['peak'], added_mib=f['memory']['added']))
     rows.append(dict(name='ensemble', valid_tta_error=valid.error, test_tta_error=test.with_targets(truth).error if truth else None))
     base = baselines(plan)
     rows += [dict(name=n, valid_error=base.preds(f'{n} valid').error, test_error=base.preds(f'{n} test').error if truth else None) for n in BASELINES]
@@ -317,7 +321,7 @@ def write_report(result:Result)->Path:
 
 # %% ../../nbs/classify/24_compete.ipynb #6ae85d81
 def summary(result:Result)->str:
-    "What TTA and the ensemble gained, in sentences, with 95% intervals"
+    "Errors of the ensemble, of the model that validation chose and of the baselines with 95% intervals, and what TTA and fitted weights change"
     (plain, which), (tta, _), plan = scored(result, ''), scored(result, '_tta'), result.plan
     best = plan.models.name.tolist().index(result.table.valid_tta_error[plan.models.name].idxmin())
     best_is = 'best in validation' if which == 'test' else 'best of these pictures'
@@ -327,4 +331,12 @@ def summary(result:Result)->str:
     def line(name, p):
         k, (low, high) = int(p.wrong.sum()), wilson(int(p.wrong.sum()), len(p))
         return f'  {name:<{width}}  {k/len(p):6.2%}   {k} of {len(p)}, 95% interval {low:.1%} to {high:.1%}'
-    return '\n'.join([f'Wrong on the {which} pictures:', *(line(*o) for o in rows.items())])
+    return '\n'.join([f'Wrong on the {which} pictures:', *(line(*o) for o in rows.items()), *verdicts(plain, tta, plan)])
+
+def verdicts(plain, tta, plan)->list: # of str
+    "What the views changed in the ensemble, and whether fitted weights would beat the given ones"
+    say = [f'Views of TTA, in the ensemble: {tta_verdict(ensemble(plain, plan.weights), ensemble(tta, plan.weights)).says}']
+    valid = [r.preds('valid_tta') for r in _runs(plan)]
+    if len(valid) > 1 and len(valid[0]) >= 50: # fewer pictures can't choose weights
+        say.append(f'Weights fitted to the {len(valid[0])} validation pictures: {compare_weights(valid, ["greedy", "convex"], seed=plan.seed).sentence}')
+    return say

@@ -1,0 +1,280 @@
+"Views, their predictions from Learners and from plain models, the verdict and its interval, learned weights"
+import numpy as np, pandas as pd, pytest, torch
+from hypothesis import given, strategies as st
+from scipy.optimize import minimize_scalar
+from scipy.stats import norm
+from torch import nn
+from torch.utils.data import DataLoader
+from vision_ft.classify import tta as T
+from vision_ft.core import Preds
+from vision_ft.samples import digits
+
+# --- views
+
+flips = dict(plain=lambda x: x, hflip=lambda x: x.flip(-1), vflip=lambda x: x.flip(-2), rot180=lambda x: x.flip((-1, -2)), rot90=lambda x: x.rot90(1, (-2, -1)),
+             rot270=lambda x: x.rot90(3, (-2, -1)), transpose=lambda x: x.transpose(-1, -2), transverse=lambda x: x.rot90(2, (-2, -1)).transpose(-1, -2))
+photo = lambda b=2, h=48, w=48: torch.rand(b, 3, h, w, generator=torch.Generator().manual_seed(0))
+at = lambda v, x, **kw: T.apply_view(v, x, [f'{i}.jpg' for i in range(len(x))], **kw)
+
+@pytest.mark.parametrize('v', flips)
+def test_symmetries_are_what_torch_says(v):
+    x = photo()
+    assert torch.equal(at(v, x), flips[v](x))
+    torch.testing.assert_close(T._sample([x], T.view_matrix(v, ['a'])[0], 1., (48, 48)), flips[v](x), atol=1e-4, rtol=0)
+
+@given(st.lists(st.sampled_from(list(flips)), min_size=1, max_size=4))
+def test_names_compose_from_left_to_right(parts):
+    x = y = photo(1)
+    for p in parts: y = flips[p](y)
+    assert torch.equal(at('+'.join(parts), x), y)
+
+def test_a_flip_then_a_crop_is_the_crop_of_the_flip():
+    x = photo()
+    torch.testing.assert_close(at('hflip+top_left', x), at('top_left', x.flip(-1)), atol=1e-4, rtol=0)
+    torch.testing.assert_close(at('top_left+hflip', x), at('top_left', x).flip(-1), atol=1e-4, rtol=0)
+    assert not torch.allclose(at('hflip+top_left', x), at('top_left+hflip', x), atol=.05)
+
+def test_corners_look_at_their_corners():
+    y, x = torch.meshgrid(torch.linspace(-1, 1, 40), torch.linspace(-1, 1, 40), indexing='ij')
+    for v, (sx, sy) in dict(top_left=(-1, -1), top_right=(1, -1), bottom_left=(-1, 1), bottom_right=(1, 1), crop=(0, 0)).items():
+        o = at(v, torch.stack([x, y, x])[None])[0]
+        assert np.sign(round(float(o[0].mean()), 2)) == sx and np.sign(round(float(o[1].mean()), 2)) == sy
+
+def test_random_crops_depend_on_seed_number_and_id_only():
+    x = photo(1).expand(4, -1, -1, -1); ids = ['a', 'b', 'c', 'd']
+    a = T.apply_view('random1', x, ids)
+    assert torch.equal(T.apply_view('random1', x[:2], ['d', 'a']), a[[3, 0]])
+    assert len({o.numpy().tobytes() for o in a}) == 4
+    assert not torch.equal(T.apply_view('random2', x, ids), a) and not torch.equal(T.apply_view('random1', x, ids, seed=1), a)
+    m, share = T.view_matrix('random1', [str(i) for i in range(2000)])
+    assert m[:, 0, 0].min() >= share and m[:, 0, 0].max() <= 1 and (abs(m[:, :2, 2]).max(1) <= 1-m[:, 0, 0]+1e-12).all() # inside the picture
+    assert abs((m[:, 0, 0]**2).mean()-.875) < .01
+
+@pytest.mark.parametrize('v', ['random1', 'crop', 'hflip+random2', 'zoom1.3'])
+def test_no_aliasing(v):
+    board = ((torch.arange(480)[:, None]+torch.arange(480))%2).float().expand(1, 3, -1, -1)
+    o = at(v, board, plain=torch.zeros(1, 3, 128, 128))
+    assert o.shape == (1, 3, 128, 128) and (o-.5).abs().max() < 1e-4
+
+@pytest.mark.parametrize('hw,size', [((481, 333), (64, 64)), ((97, 95), (24, 32)), ((5, 7), (2, 2)), ((20, 20), (64, 64))])
+def test_any_size(hw, size):
+    for v in ('random1', 'rot90', 'zoom0.8', 'brighter+crop'): assert at(v, photo(2, *hw), plain=torch.zeros(2, 3, *size)).shape == (2, 3, *size)
+
+def test_colours():
+    x, mean, std = photo(), (.4, .5, .6), (.2, .3, .25)
+    m, s = (torch.tensor(o).view(3, 1, 1) for o in (mean, std))
+    for v in ('brighter', 'darker', 'more_contrast', 'less_contrast', 'more_colour', 'less_colour'):
+        o = at(v, x)
+        assert 0 <= o.min() and o.max() <= 1 and not torch.allclose(o, x, atol=.01)
+        torch.testing.assert_close(at(v, (x-m)/s, stats=(mean, std))*s+m, o, atol=1e-5, rtol=0)
+    assert at('more_contrast', x).std() > x.std() > at('less_contrast', x).std()
+
+@pytest.mark.parametrize('bad,says', [([], 'at least one name'), (['plain', 'plain'], 'no name twice'), (['hflop'], 'hflip'), ('zoom9', 'zoom4'), (['random'], 'random1'), (['hflip+'], 'view')])
+def test_wrong_views_are_refused(bad, says):
+    with pytest.raises(ValueError, match=says): T.check_views(bad)
+
+def test_default_views():
+    for kind in ('photos', 'symbols', 'above'): assert T.check_views(kind) == T.DEFAULT_VIEWS[kind]
+    assert T.DEFAULT_VIEWS[True] == T.DEFAULT_VIEWS['photos'] and not any('flip' in v for v in T.DEFAULT_VIEWS[False])
+
+# --- a Learner
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    from vision_ft.classify.kaggle import read_competition
+    from vision_ft.classify.train import train
+    c = read_competition(digits(tmp_path_factory.mktemp('d')/'digits', size=48))
+    t = c.train.groupby('label').head(6).reset_index(drop=True)
+    fit = lambda size, item: train(t[:40], t[40:], 'test_convnext', size=size, item=item, effective_bs=16, epochs=1, progress=False, device='cpu').learn
+    return c.test[:30], fit(32, 'squish 48'), fit('32x64', 'crop 48x40')
+
+@pytest.mark.parametrize('which', [1, 2])
+@pytest.mark.parametrize('threads', [1, 2])
+def test_plain_is_fastais_to_the_bit(trained, which, threads):
+    table, learn, before = trained[0], trained[which], torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        p = T.predict_views(learn, table, ['plain', 'random1'], progress=False)['plain']
+        with learn.no_bar(): q, _ = learn.get_preds(dl=learn.dls.test_dl(table), reorder=False)
+    finally: torch.set_num_threads(before)
+    assert np.array_equal(p.probs, q.numpy())
+
+def test_workers_order_and_batches_do_not_matter(trained):
+    table, learn, _ = trained
+    run = lambda t, **kw: T.tta(learn, t, progress=False, **kw)
+    a = run(table)
+    assert np.array_equal(a.probs, run(table, num_workers=2).probs)
+    for b in (run(table[::-1]), run(table, bs=7), run(table, bs=1)): assert abs(b.align(a).probs-a.probs).max() < 1e-5
+    assert abs(run(table, seed=1).probs-a.probs).max() > 1e-6
+
+def test_views_look_where_the_plain_one_looks(trained):
+    "At validation fastai cuts a 48x40 item to a square and squeezes that: a mirror image of it must come out of the matrix too"
+    table, _, learn = trained
+    dl = learn.dls.test_dl(table)
+    before, geo, after = T._split_tfms(list(dl.after_batch.fs))
+    ramp = torch.stack(torch.meshgrid(torch.linspace(0, 1, 48), torch.linspace(0, 1, 40), indexing='ij'))[[0, 1, 0]][None].repeat(2, 1, 1, 1)
+    plain = T._run_geo(geo, ramp)
+    assert plain.shape[-2:] == (32, 64)
+    frame = T._frame(lambda o: T._run_geo(geo, o), (48, 40))
+    sampled = T._sample([ramp], frame[None], 1., plain.shape[-2:])
+    assert (sampled-plain)[..., 2:-2, 2:-2].abs().max() < .01
+    assert frame[1, 1] < .9 < frame[0, 0]
+
+def test_tta_by_kind_and_training_mode_kept(trained):
+    table, learn, _ = trained
+    learn.model.train()
+    assert len(T.tta(learn, table[:3], flip='above', progress=False)) == 3 and learn.model.training
+    with pytest.raises(ValueError, match='kind of pictures'): T.tta(learn, table, flip='abvoe')
+    with pytest.raises(ValueError, match='come more than once'): T.predict_views(learn, pd.concat([table, table]), progress=False)
+    with pytest.raises(ValueError, match='no pictures'): T.predict_views(learn, table[:0])
+
+def test_half_precision_learner(trained):
+    from fastai.callback.fp16 import MixedPrecision
+    table, learn, _ = trained
+    full = T.tta(learn, table, progress=False)
+    with learn.added_cbs(MixedPrecision(amp_mode='bf16')): half = T.tta(learn, table, progress=False)
+    assert 0 < abs(full.probs-half.probs).max() < .05
+
+# --- plain models
+
+class Net(nn.Module):
+    "Sees colours and sides, so that views differ"
+    def __init__(self, n=3, out=lambda z: z): super().__init__(); torch.manual_seed(0); self.lin, self.out = nn.Linear(12, n), out
+    def forward(self, x): return self.out(self.lin(nn.functional.adaptive_avg_pool2d(x, 2).flatten(1)*5))
+
+pics = [photo(1)[0]*i/9 for i in range(1, 10)]
+go = lambda model, dl=None, views=('plain', 'hflip', 'random1'), **kw: T.predict_views(model, dl or DataLoader(pics, batch_size=4), views, progress=False, **kw)
+cats = ['a', 'b', 'c']
+
+@pytest.mark.parametrize('data', [pics, [(o, 1) for o in pics], [dict(y=1, pixel_values=o) for o in pics]])
+def test_batches_of_any_kind(data):
+    r = go(Net(), DataLoader(data, batch_size=4), vocab=cats)
+    with torch.no_grad(): want = Net()(torch.stack(pics)).softmax(1)
+    assert list(r) == ['plain', 'hflip', 'random1'] and list(r['plain'].ids) == [str(i) for i in range(9)]
+    np.testing.assert_allclose(r['plain'].probs, want, atol=1e-6)
+
+def test_ids_in_batches_survive_shuffling():
+    names = [f'{i}.jpg' for i in range(9)]
+    a = go(Net(), vocab=cats, ids=names)
+    for data in ([dict(id=n, x=o) for n, o in zip(names, pics)], list(zip(pics, names))):
+        b = go(Net(), DataLoader(data, batch_size=2, shuffle=True, num_workers=2), vocab=cats)
+        for v in a: np.testing.assert_allclose(b[v].align(a[v]).probs, a[v].probs, atol=1e-6)
+
+def test_binary_multi_output_and_multi_label():
+    one = go(Net(1), vocab=['no', 'yes'])['plain']
+    with torch.no_grad(): np.testing.assert_allclose(one.probs[:, 1], Net(1)(torch.stack(pics)).sigmoid()[:, 0], atol=1e-6)
+    heads = dict(kind=cats, ripe=['no', 'yes'])
+    d = go(Net(4, lambda z: dict(kind=z[:, :3], ripe=z[:, 3], feature=z)), vocab=heads)
+    t = go(Net(4, lambda z: (z[:, :3], z[:, 3:])), vocab=heads)
+    for o in heads:
+        for v in d[o]: assert np.array_equal(d[o][v].probs, t[o][v].probs)
+    labels = go(Net(3), vocab={c: ['no', 'yes'] for c in cats})
+    with torch.no_grad(): np.testing.assert_allclose(np.stack([labels[c]['plain'].probs[:, 1] for c in cats], 1), Net(3)(torch.stack(pics)).sigmoid(), atol=1e-6)
+    assert set(T.tta(Net(3), DataLoader(pics), vocab={c: ['no', 'yes'] for c in cats}, progress=False)) == set(cats)
+
+def test_size_and_stats():
+    seen = []
+    net = Net(3); net.register_forward_pre_hook(lambda m, a: seen.append(a[0].shape))
+    go(net, vocab=cats, size=24)
+    assert {tuple(s[-2:]) for s in seen} == {(24, 24)}
+    assert go(net, views=['darker'], vocab=cats)['darker'].probs.shape == (9, 3)
+
+@pytest.mark.parametrize('model,kw,says', [
+    (Net(), {}, 'pass vocab'), (Net(), dict(vocab=cats[:2]), 'for 2 classes'), (Net(out=lambda z: z.softmax(1)), dict(vocab=cats), 'without its softmax'),
+    (Net(out=lambda z: dict(a=z)), dict(vocab=cats), 'as a dict'), (Net(out=lambda z: dict(a=z)), dict(vocab=dict(b=cats)), "names \\['b'\\]"),
+    (Net(out=lambda z: (z, z)), dict(vocab=dict(a=cats)), '2 outputs'), (Net(out=lambda z: z*float('nan')), dict(vocab=cats), 'NaN'), (Net(), dict(vocab=cats, ids=['a', 'b']), 'fewer ids'),
+    (Net(), dict(vocab=cats, ids=range(10)), '9 pictures came for 10 ids'), (Net(), dict(vocab=cats, dl=DataLoader(pics, shuffle=True)), 'shuffles'),
+    (Net(), dict(vocab=cats, dl=DataLoader([(o*255).byte() for o in pics])), 'uint8'), (Net(), dict(vocab=cats, dl=DataLoader([1, 2])), 'no \\(B,C,H,W\\)'),
+    (Net(), dict(vocab=cats, dl=DataLoader([o*4-2 for o in pics]), views=['hflip+darker']), 'pass stats')])
+def test_refusals(model, kw, says):
+    with pytest.raises(ValueError, match=says): go(model, **kw)
+
+# --- verdict
+
+def preds(right, n_class=3):
+    "Predictions of class 0 or 1 where the truth is 0"
+    right = np.asarray(right)
+    return Preds([str(i) for i in range(len(right))], cats[:n_class], np.where(right[:, None], [.8, .1, .1], [.1, .8, .1])[:, :n_class], ['a']*len(right))
+
+def test_verdict_counts():
+    v = T.tta_verdict(preds([0, 0, 0, 1, 1, 1]), preds([1, 1, 0, 0, 1, 1]))
+    assert (v.n, v.helped, v.hurt, v.unchanged, v.wrong_plain, v.wrong_tta) == (6, 2, 1, 3, 3, 2) and v.says == "can't tell" and v.p == 1
+    v = T.tta_verdict(preds([0]*20+[1]*80), preds([1]*100))
+    assert v.says == 'helped' and v.p < 1e-5 and v.high < 0 and '100 pictures 20 became right' in str(v)
+    assert T.tta_verdict(preds([1]*100), preds([0]*20+[1]*80)).says == 'hurt'
+    same = T.tta_verdict(preds([0, 1]*50), preds([0, 1]*50))
+    assert same.p == 1 and same.low < 0 < same.high
+    other = Preds(['0', '1'], cats, [[.8, .1, .1]]*2, ['b', 'b'])
+    with pytest.raises(ValueError, match='disagree'): T.tta_verdict(preds([1, 1]), other)
+
+def test_mcnemar_by_hand(): assert T.mcnemar(0, 7) == 2/2**7 and T.mcnemar(1, 8) == pytest.approx(20/512) and T.mcnemar(5, 5) == 1
+
+@given(st.integers(2, 300).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n).flatmap(lambda g: st.tuples(st.just(g), st.integers(0, n-g))))))
+def test_interval_inverts_the_score_test(o):
+    "At both ends the score statistic, its nuisance rate found by direct maximisation of the likelihood, is the critical value"
+    n, (g, h) = o
+    low, high = T.paired_interval(g, h, n)
+    assert -1 <= low <= (h-g)/n <= high <= 1
+    assert np.allclose(T.paired_interval(h, g, n), (-high, -low), atol=1e-6)
+    for d in (low, high):
+        if abs(d) > .999: continue
+        nll = lambda q: -(g*np.log(max(q, 1e-300)) + h*np.log(max(q+d, 1e-300)) + (n-g-h)*np.log(max(1-2*q-d, 1e-300)))
+        q = minimize_scalar(nll, bounds=(max(0, -d), (1-d)/2), method='bounded', options=dict(xatol=1e-12)).x
+        z = abs(h-g-n*d)/np.sqrt(n*(2*q+d*(1-d)))
+        assert z == pytest.approx(norm.ppf(.975), rel=2e-2)
+
+@pytest.mark.parametrize('n,p_help,p_hurt', [(33, .1, .1), (50, .06, .02), (200, .03, .01), (360, .03, .01), (2081, .01, .013)])
+def test_interval_covers(n, p_help, p_hurt):
+    "The share of 4,000 simulated sets whose 95% interval holds the true difference"
+    draws = np.random.default_rng(0).multinomial(n, [p_help, p_hurt, 1-p_help-p_hurt], size=4000)[:, :2]
+    pairs, counts = np.unique(draws, axis=0, return_counts=True)
+    inside = [low <= p_hurt-p_help <= high for low, high in (T.paired_interval(int(g), int(h), n) for g, h in pairs)]
+    assert .935 < np.average(inside, weights=counts) < .975
+
+def test_bounds_of_the_source():
+    b = T.tta_verdict(94, 101, n=2081)
+    assert b.p_min == 2/2**7 and .65 < b.p_max < .7 and b.most_changed == 9 and b.says == "can't tell" and b.low < 0 < b.high
+    assert 'nothing here says that it helped' in str(b)
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=40))
+def test_bounds_hold_the_truth(pairs):
+    plain, tta = (preds(o) for o in zip(*pairs))
+    v, b = T.tta_verdict(plain, tta), T.tta_verdict(int(plain.wrong.sum()), int(tta.wrong.sum()), n=len(pairs))
+    assert b.p_min <= v.p <= b.p_max and b.low-1e-9 <= v.low and v.high <= b.high+1e-9
+    if v.p < .05: assert v.helped+v.hurt <= b.most_changed
+
+@pytest.mark.parametrize('bad', [(94, 101, 50), (-1, 3, 10), (.0452, .0485, 2081), (1, 2, None), (0, 0, 0)])
+def test_bounds_refuse(bad):
+    with pytest.raises(ValueError, match='whole numbers'): T.tta_verdict(*bad)
+
+# --- weights
+
+def test_convex_weights_against_em():
+    rng = np.random.default_rng(0)
+    p, y = rng.dirichlet(np.ones(5)*.5, size=(4, 300)), rng.integers(5, size=300)
+    p[2, np.arange(300), y] += .3; p /= p.sum(-1, keepdims=True)
+    w, t = np.full(4, .25), p[:, np.arange(300), y]
+    for _ in range(20000): w = w*(t/(w@t)).mean(1)
+    got = T.convex_weights(p, y)
+    assert got.min() >= 0 and abs(got.sum()-1) < 1e-9 and np.log(got@t).mean() > np.log(w@t).mean()-1e-7
+    np.testing.assert_allclose(got, w, atol=2e-3)
+
+def views_of(n, spoil=True, seed=0):
+    "Three views as good as each other but for the last"
+    rng = np.random.default_rng(seed)
+    y = rng.integers(3, size=n)
+    def one(k): z = rng.normal(size=(n, 3)); z[np.arange(n), y] += k; e = np.exp(z); return Preds([str(i) for i in range(n)], cats, e/e.sum(1, keepdims=True), np.array(cats)[y])
+    return dict(a=one(2), b=one(2), c=one(0 if spoil else 2))
+
+def test_weights_pay_where_a_view_is_bad_and_not_where_all_are_alike():
+    bad, alike = T.fit_view_weights(views_of(600)), T.fit_view_weights(views_of(600, spoil=False))
+    assert bad.pays and bad.weights['c'] < .1 and 'They pay' in str(bad)
+    assert not alike.pays and alike.gain < .01 and 'equal weights' in str(alike)
+    assert abs(sum(bad.weights.values())-1) < 1e-9 and len(bad.preds) == 600
+
+def test_weights_by_name_not_by_position():
+    v = views_of(60); order = np.random.default_rng(1).permutation(60)
+    a, b = T.fit_view_weights(v), T.fit_view_weights({k: v[k].take(v[k].ids[order]) for k in reversed(v)})
+    assert a.weights == pytest.approx(b.weights, abs=1e-3) and a.gain == pytest.approx(b.gain, abs=1e-4)
+    assert abs(T.average_views(v, a.weights).probs.sum(1)-1).max() < 1e-5
+    with pytest.raises(ValueError, match='k must be'): T.fit_view_weights(v, k=1)
