@@ -1,8 +1,6 @@
-"Views, their predictions from Learners and from plain models, the verdict and its interval, learned weights"
+"Views, and their predictions from Learners and from plain models"
 import numpy as np, pandas as pd, pytest, torch
 from hypothesis import given, strategies as st
-from scipy.optimize import minimize_scalar
-from scipy.stats import norm
 from torch import nn
 from torch.utils.data import DataLoader
 from vision_ft.classify import tta as T
@@ -189,92 +187,22 @@ def test_size_and_stats():
 def test_refusals(model, kw, says):
     with pytest.raises(ValueError, match=says): go(model, **kw)
 
-# --- verdict
+# --- averages, verdict, weights
 
-def preds(right, n_class=3):
-    "Predictions of class 0 or 1 where the truth is 0"
-    right = np.asarray(right)
-    return Preds([str(i) for i in range(len(right))], cats[:n_class], np.where(right[:, None], [.8, .1, .1], [.1, .8, .1])[:, :n_class], ['a']*len(right))
+def test_averages_by_name_not_by_position():
+    a, b = go(Net(), vocab=cats, views=['plain', 'hflip']).values()
+    shuffled = b.take(b.ids[::-1])
+    np.testing.assert_allclose(T.average_views(dict(a=a, b=shuffled)).probs, (a.probs+b.probs)/2, atol=1e-6)
+    np.testing.assert_allclose(T.average_views(dict(a=a, b=shuffled), dict(b=2)).probs, b.take(a.ids).probs, atol=1e-6)
+    for w, says in ((dict(a=-1), 'not all 0'), ({}, 'not all 0'), (dict(c=1), "view 'c'")):
+        with pytest.raises(ValueError, match=says): T.average_views(dict(a=a, b=b), w)
 
-def test_verdict_counts():
-    v = T.tta_verdict(preds([0, 0, 0, 1, 1, 1]), preds([1, 1, 0, 0, 1, 1]))
-    assert (v.n, v.helped, v.hurt, v.unchanged, v.wrong_plain, v.wrong_tta) == (6, 2, 1, 3, 3, 2) and v.says == "can't tell" and v.p == 1
-    v = T.tta_verdict(preds([0]*20+[1]*80), preds([1]*100))
-    assert v.says == 'helped' and v.p < 1e-5 and v.high < 0 and '100 pictures 20 became right' in str(v)
-    assert T.tta_verdict(preds([1]*100), preds([0]*20+[1]*80)).says == 'hurt'
-    same = T.tta_verdict(preds([0, 1]*50), preds([0, 1]*50))
-    assert same.p == 1 and same.low < 0 < same.high
-    other = Preds(['0', '1'], cats, [[.8, .1, .1]]*2, ['b', 'b'])
-    with pytest.raises(ValueError, match='disagree'): T.tta_verdict(preds([1, 1]), other)
-
-def test_mcnemar_by_hand(): assert T.mcnemar(0, 7) == 2/2**7 and T.mcnemar(1, 8) == pytest.approx(20/512) and T.mcnemar(5, 5) == 1
-
-@given(st.integers(2, 300).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n).flatmap(lambda g: st.tuples(st.just(g), st.integers(0, n-g))))))
-def test_interval_inverts_the_score_test(o):
-    "At both ends the score statistic, its nuisance rate found by direct maximisation of the likelihood, is the critical value"
-    n, (g, h) = o
-    low, high = T.paired_interval(g, h, n)
-    assert -1 <= low <= (h-g)/n <= high <= 1
-    assert np.allclose(T.paired_interval(h, g, n), (-high, -low), atol=1e-6)
-    for d in (low, high):
-        if abs(d) > .999: continue
-        nll = lambda q: -(g*np.log(max(q, 1e-300)) + h*np.log(max(q+d, 1e-300)) + (n-g-h)*np.log(max(1-2*q-d, 1e-300)))
-        q = minimize_scalar(nll, bounds=(max(0, -d), (1-d)/2), method='bounded', options=dict(xatol=1e-12)).x
-        z = abs(h-g-n*d)/np.sqrt(n*(2*q+d*(1-d)))
-        assert z == pytest.approx(norm.ppf(.975), rel=2e-2)
-
-@pytest.mark.parametrize('n,p_help,p_hurt', [(33, .1, .1), (50, .06, .02), (200, .03, .01), (360, .03, .01), (2081, .01, .013)])
-def test_interval_covers(n, p_help, p_hurt):
-    "The share of 4,000 simulated sets whose 95% interval holds the true difference"
-    draws = np.random.default_rng(0).multinomial(n, [p_help, p_hurt, 1-p_help-p_hurt], size=4000)[:, :2]
-    pairs, counts = np.unique(draws, axis=0, return_counts=True)
-    inside = [low <= p_hurt-p_help <= high for low, high in (T.paired_interval(int(g), int(h), n) for g, h in pairs)]
-    assert .935 < np.average(inside, weights=counts) < .975
-
-def test_bounds_of_the_source():
-    b = T.tta_verdict(94, 101, n=2081)
-    assert b.p_min == 2/2**7 and .65 < b.p_max < .7 and b.most_changed == 9 and b.says == "can't tell" and b.low < 0 < b.high
-    assert 'nothing here says that it helped' in str(b)
-
-@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=40))
-def test_bounds_hold_the_truth(pairs):
-    plain, tta = (preds(o) for o in zip(*pairs))
-    v, b = T.tta_verdict(plain, tta), T.tta_verdict(int(plain.wrong.sum()), int(tta.wrong.sum()), n=len(pairs))
-    assert b.p_min <= v.p <= b.p_max and b.low-1e-9 <= v.low and v.high <= b.high+1e-9
-    if v.p < .05: assert v.helped+v.hurt <= b.most_changed
-
-@pytest.mark.parametrize('bad', [(94, 101, 50), (-1, 3, 10), (.0452, .0485, 2081), (1, 2, None), (0, 0, 0)])
-def test_bounds_refuse(bad):
-    with pytest.raises(ValueError, match='whole numbers'): T.tta_verdict(*bad)
-
-# --- weights
-
-def test_convex_weights_against_em():
-    rng = np.random.default_rng(0)
-    p, y = rng.dirichlet(np.ones(5)*.5, size=(4, 300)), rng.integers(5, size=300)
-    p[2, np.arange(300), y] += .3; p /= p.sum(-1, keepdims=True)
-    w, t = np.full(4, .25), p[:, np.arange(300), y]
-    for _ in range(20000): w = w*(t/(w@t)).mean(1)
-    got = T.convex_weights(p, y)
-    assert got.min() >= 0 and abs(got.sum()-1) < 1e-9 and np.log(got@t).mean() > np.log(w@t).mean()-1e-7
-    np.testing.assert_allclose(got, w, atol=2e-3)
-
-def views_of(n, spoil=True, seed=0):
-    "Three views as good as each other but for the last"
-    rng = np.random.default_rng(seed)
-    y = rng.integers(3, size=n)
-    def one(k): z = rng.normal(size=(n, 3)); z[np.arange(n), y] += k; e = np.exp(z); return Preds([str(i) for i in range(n)], cats, e/e.sum(1, keepdims=True), np.array(cats)[y])
-    return dict(a=one(2), b=one(2), c=one(0 if spoil else 2))
-
-def test_weights_pay_where_a_view_is_bad_and_not_where_all_are_alike():
-    bad, alike = T.fit_view_weights(views_of(600)), T.fit_view_weights(views_of(600, spoil=False))
-    assert bad.pays and bad.weights['c'] < .1 and 'They pay' in str(bad)
-    assert not alike.pays and alike.gain < .01 and 'equal weights' in str(alike)
-    assert abs(sum(bad.weights.values())-1) < 1e-9 and len(bad.preds) == 600
-
-def test_weights_by_name_not_by_position():
-    v = views_of(60); order = np.random.default_rng(1).permutation(60)
-    a, b = T.fit_view_weights(v), T.fit_view_weights({k: v[k].take(v[k].ids[order]) for k in reversed(v)})
-    assert a.weights == pytest.approx(b.weights, abs=1e-3) and a.gain == pytest.approx(b.gain, abs=1e-4)
-    assert abs(T.average_views(v, a.weights).probs.sum(1)-1).max() < 1e-5
-    with pytest.raises(ValueError, match='k must be'): T.fit_view_weights(v, k=1)
+def test_verdict_and_weights_of_views():
+    "The names of chapter 07 are here as well, and take what predict_views returns"
+    from vision_ft import verdict
+    truth = {str(i): 'abc'[i%3] for i in range(9)}
+    views = {v: p.with_targets(truth) for v, p in go(Net(), vocab=cats).items()}
+    for k in ('tta_verdict', 'convex_weights', 'fit_view_weights', 'mcnemar', 'paired_interval', 'Verdict', 'Bounds', 'ViewWeights'): assert getattr(T, k) is getattr(verdict, k)
+    w = T.fit_view_weights(views, k=3)
+    assert set(w.weights) == set(views) and abs(T.average_views(views, w.weights).probs.sum(1)-1).max() < 1e-5
+    assert T.tta_verdict(views['plain'], T.average_views(views, w.weights)).n == 9

@@ -27,7 +27,7 @@ from .ensemble import check_weights, compare_weights, ensemble, wilson
 from .kaggle import read_competition, write_submission
 
 # %% ../../nbs/classify/24_compete.ipynb #05fcacdb
-MODEL_DEFAULTS = dict(item='squish 480', size=224, effective_bs=64, accum=1, micro_bs='', epochs=5, lr=.01, weights=None, weight=1., args='{}')
+MODEL_DEFAULTS = dict(item='squish 480', size=224, effective_bs=64, accum=1, micro_bs='', epochs=5, lr=.01, finetune='', weights=None, weight=1., args='{}')
 
 def presets()->list: # names
     "The tables of models that ship with the package"
@@ -50,7 +50,8 @@ def _model_row(r):
     try: r.update({k: int(r[k]) for k in ('effective_bs', 'accum', 'epochs')}, **{k: float(r[k]) for k in ('lr', 'weight')}, args=json.dumps(dict(json.loads(r['args']))))
     except (ValueError, TypeError) as e: raise SettingsError(f'row {r["name"]!r} of the models table: {e}.', 'effective_bs, accum and epochs are whole numbers, lr and weight numbers, args JSON.') from None
     item_tfm(r['item']); parse_size(r['size'])
-    if clash := set(json.loads(r['args'])) & {*MODEL_DEFAULTS, 'arch', 'flip', 'seed', 'device', 'vocab', 'finetune'}: raise SettingsError(f'row {r["name"]!r}: {sorted(clash)} among args.', 'args are those of timm.create_model; the others have columns.')
+    if str(r['finetune']) not in ('', 'True', 'False'): raise SettingsError(f'row {r["name"]!r}: finetune is {r["finetune"]!r}.', 'write True (head first, then all), False (all at once), or nothing (True with weights).')
+    if clash := set(json.loads(r['args'])) & {*MODEL_DEFAULTS, 'arch', 'flip', 'seed', 'device', 'vocab'}: raise SettingsError(f'row {r["name"]!r}: {sorted(clash)} among args.', 'args are those of timm.create_model; the others have columns.')
     if not re.fullmatch(r'\w[\w.-]{0,99}', str(r['name'])): raise SettingsError(f'name {r["name"]!r} can\'t be the name of a folder.', 'use letters, digits and underscores.')
     return r
 
@@ -62,10 +63,11 @@ class Plan:
     views:list; out:Path; device:str; flip:bool; seed:int
 
 def _split(r): return dict(micro_bs=r.micro_bs) if str(r.micro_bs) else dict(accum=min(r.accum, r.effective_bs))
+def _stages(r): return dict(finetune=str(r.finetune) == 'True') if str(r.finetune) else {}
 
 def row_settings(plan, r)->dict:
     "Arguments of `train` for a row of the models table"
-    return dict(arch=r.arch, size=r['size'], item=r['item'], effective_bs=r.effective_bs, **_split(r), epochs=r.epochs, lr=r.lr, weights=r.weights,
+    return dict(arch=r.arch, size=r['size'], item=r['item'], effective_bs=r.effective_bs, **_split(r), **_stages(r), epochs=r.epochs, lr=r.lr, weights=r.weights,
                 flip=plan.flip, seed=plan.seed, device=plan.device, **json.loads(r.args))
 
 def prepare(data, out, models='tiny', effective_bs=None, epochs=None, micro_bs=None, device=None, flip=True, k=5, views=None, weights=None, groups=None, holdout=.2, seed=42)->Plan:
@@ -335,8 +337,8 @@ def summary(result:Result)->str:
 
 def verdicts(plain, tta, plan)->list: # of str
     "What the views changed in the ensemble, and whether fitted weights would beat the given ones"
-    say = [f'Views of TTA, in the ensemble: {tta_verdict(ensemble(plain, plan.weights), ensemble(tta, plan.weights)).says}']
+    say = [f'TTA in the ensemble: {tta_verdict(ensemble(plain, plan.weights), ensemble(tta, plan.weights))}']
     valid = [r.preds('valid_tta') for r in _runs(plan)]
     if len(valid) > 1 and len(valid[0]) >= 50: # fewer pictures can't choose weights
         say.append(f'Weights fitted to the {len(valid[0])} validation pictures: {compare_weights(valid, ["greedy", "convex"], seed=plan.seed).sentence}')
-    return say
+    return [fill(o, 110, subsequent_indent='  ') for o in say]

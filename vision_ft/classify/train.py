@@ -211,6 +211,7 @@ def _learner(train, valid, s, device, num_workers, weights, micro_bs, path=None)
     "Learner for the settings `s`; random weights, batches and crops follow from its seed"
     set_seed(s['seed'])
     model = make_model(s['arch'], len(s['vocab']), weights=weights, size=s['size'], **s['model_args'])
+    if weights in ('hub', 'tiny'): model.reset_classifier(len(s['vocab'])) # as many classes as the pretraining had are other classes all the same
     dls = dataloaders(train, valid, s['size'], s['item'], micro_bs, s['vocab'], s['flip'], norm_stats(model), device, num_workers)
     amp = [MixedPrecision()] if device.startswith('cuda') else []
     # fastai's path is where lr_find parks the weights: never the working folder

@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['VIEWS', 'MIN_AREA', 'DEFAULT_VIEWS', 'view_matrix', 'check_views', 'apply_view', 'head_probs', 'predict_views',
-           'average_views', 'tta', 'paired_interval', 'mcnemar', 'Verdict', 'tta_verdict', 'Bounds', 'convex_weights',
-           'ViewWeights', 'fit_view_weights']
+           'average_views', 'tta']
 
-# %% ../../nbs/classify/21_tta.ipynb #a7e1d0b8
+# %% ../../nbs/classify/21_tta.ipynb #464ec75a
 import re
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -20,11 +19,10 @@ from fastai.losses import BCEWithLogitsLossFlat
 from fastai.torch_core import TensorImage, getcallable
 from fastai.vision.augment import AffineCoordTfm, RandomResizedCropGPU
 from fasttransform import Pipeline
-from scipy.optimize import brentq, minimize
-from scipy.stats import binomtest, norm
 from torch.utils.data import SequentialSampler
 from tqdm.auto import tqdm
 from ..core import DataError, Preds, SettingsError, check_name
+from ..verdict import Bounds, Verdict, ViewWeights, convex_weights, fit_view_weights, mcnemar, paired_interval, tta_verdict # for views
 
 # %% ../../nbs/classify/21_tta.ipynb #a31e57d2
 def _look(xx=1., xy=0., yx=0., yy=1., x=0., y=0.): return np.array([[xx, xy, x], [yx, yy, y], [0, 0, 1]])
@@ -87,20 +85,15 @@ def check_views(
         elif part[0] == 'z' and not .5 <= float(part[4:]) <= 4: raise SettingsError(f'{part!r} is out of range.', 'it goes from zoom0.5 to zoom4.')
     return list(views)
 
-# %% ../../nbs/classify/21_tta.ipynb #41c5b170
+# %% ../../nbs/classify/21_tta.ipynb #b574fd2a
 def _half(x):
     "Mean of 2×2 pixels; rows first, which is faster than pooling; an odd last row or column is left out"
     h, w = x.shape[-2:]
     y = x[..., 0:h-1:2, :] + x[..., 1:h:2, :]
     return (y[..., 0:w-1:2] + y[..., 1:w:2])*.25
 
-def _sample(
-    levels, # [(B,C,H,W), then each half the size of the one before], extended here as needed
-    m,      # (B or 1,3,3) from places of the view to places of the picture
-    share,  # smallest share of the picture's sides that the view can show
-    size    # (h, w) of the view, pixels
-):          # (B,C,h,w)
-    "Bilinear view of a picture that was averaged down until its step is below two pixels; the border is reflected"
+def _sample(levels, m, share, size): # [(B,C,H,W), then each half the size, as needed]; both as from `view_matrix`; (h, w) in pixels
+    "(B,C,h,w) bilinear view of a picture that was averaged down until its step is below two pixels; the border is reflected"
     step = share*min(a/b for a, b in zip(levels[0].shape[-2:], size))
     n = max(0, floor(log2(step)+1e-6))
     while len(levels) <= n: levels.append(_half(levels[-1]))
@@ -138,20 +131,17 @@ def apply_view(
     for f in colours: y = f(y)
     return (y-mean)/std
 
-# %% ../../nbs/classify/21_tta.ipynb #20fb68fc
+# %% ../../nbs/classify/21_tta.ipynb #15bda82e
 def _split_tfms(tfms):
     "A Learner's batch transforms: up to floats in [0,1], those that decide where to look, the rest"
     k = next((i+1 for i, t in enumerate(tfms) if isinstance(t, IntToFloatTensor)), 0)
-    if not k: raise SettingsError('the Learner has no IntToFloatTensor.', 'pass its model and a dataloader of floats: predict_views(learn.model, dl, vocab=…).')
+    if not k: raise SettingsError('the Learner has no IntToFloatTensor.', 'pass predict_views its model and a dataloader of floats.')
     geo = [i for i, t in enumerate(tfms) if isinstance(t, (AffineCoordTfm, RandomResizedCropGPU))]
     first, last = (geo[0], geo[-1]+1) if geo else (k, k)
     return tfms[:first], tfms[first:last], tfms[last:]
 
-def _frame(
-    geo,  # function of (1,2,H,W) pictures
-    hw    # (H, W)
-):        # (3,3) from places of the result to places of the picture, all in [-1,1]
-    "Which part of the picture `geo` shows: the picture of coordinates tells"
+def _frame(geo, hw): # function of (1,2,H,W) pictures; (H, W)
+    "(3,3) from places of what `geo` shows to places of the picture, all in [-1,1]: the picture of coordinates tells"
     y, x = torch.meshgrid(*((torch.arange(n)+.5)*2/n-1 for n in hw), indexing='ij')
     out, m = geo(torch.stack([x, y])[None])[0].double(), np.eye(3)
     for i, line in ((0, out[0].mean(0)), (1, out[1].mean(1))): # away from the border, which may be clamped
@@ -170,15 +160,14 @@ def _run_geo(tfms, x):
         x = y.reshape(len(x), -1, *y.shape[-2:]) if same else y
     return x
 
-# %% ../../nbs/classify/21_tta.ipynb #8da19eb8
+# %% ../../nbs/classify/21_tta.ipynb #8997e59d
 def _one_head(z, classes, act=None, name='the model'):
     "(B,C) probabilities from the logits of one output"
     z = z.float()
     if z.ndim == 2 and z.shape[1] == 1: z = z[:, 0]
     if z.ndim == 1 and len(classes) == 2: return torch.stack([1-z.sigmoid(), z.sigmoid()], 1)
     if z.ndim != 2 or z.shape[1] != len(classes):
-        raise SettingsError(f'{name} returns {tuple(z.shape)} for {len(classes)} classes.',
-                            'vocab must name its columns; one column takes two names, several outputs a dict {output: names}.')
+        raise SettingsError(f'{name} returns {tuple(z.shape)} for {len(classes)} classes.', 'name every column in vocab; one column takes two names.')
     if act is None and (z >= 0).all() and (z.sum(1)-1).abs().max() < 1e-4:
         raise SettingsError(f'{name} returns probabilities already.', 'pass the model without its softmax.')
     return (act or (lambda o: o.softmax(1)))(z)
@@ -191,13 +180,13 @@ def head_probs(
     "Probabilities of each output"
     out = getattr(out, 'logits', out)
     if not isinstance(vocab, dict):
-        if not torch.is_tensor(out): raise SettingsError(f'the model returns {len(out)} outputs.', 'pass vocab as a dict {output: names of its classes}.')
+        if not torch.is_tensor(out): raise SettingsError(f'the model returns {len(out)} outputs.', 'pass vocab as a dict {output: names}.')
         return {None: _one_head(out, vocab, act)}
     if torch.is_tensor(out): out = out.unbind(1) if out.ndim == 2 else [out]
     if not isinstance(out, dict):
-        if len(out) != len(vocab): raise SettingsError(f'the model returns {len(out)} outputs or columns, vocab names {list(vocab)}.', 'name each of them, in order.')
+        if len(out) != len(vocab): raise SettingsError(f'the model returns {len(out)} outputs, vocab names {list(vocab)}.', 'name each, in order.')
         out = dict(zip(vocab, out))
-    if missing := [k for k in vocab if k not in out]: raise SettingsError(f'the model returns {list(out)}; vocab names {missing} too.', 'its keys are the outputs.')
+    if missing := [k for k in vocab if k not in out]: raise SettingsError(f'the model returns {list(out)}; vocab names {missing} too.')
     return {k: _one_head(out[k], c, name=f'output {k!r}') for k, c in vocab.items()}
 
 # %% ../../nbs/classify/21_tta.ipynb #2e2af482
@@ -224,7 +213,7 @@ def _from_learner(learn, table, bs, num_workers, vocab):
     return _Feed(learn.model, ((ids[i*dl.bs:(i+1)*dl.bs], b[0]) for i, b in enumerate(dl)), len(dl), vocab, look, lambda x: _run(after, x),
                  getcallable(learn.loss_func, 'activation'), (lambda: torch.autocast(learn.dls.device.type, dtype=dtype)) if amp else nullcontext)
 
-# %% ../../nbs/classify/21_tta.ipynb #cd314a0a
+# %% ../../nbs/classify/21_tta.ipynb #98685143
 def _open_batch(b):
     "x and, where they are in it, the ids of a batch"
     parts = list(b.values()) if isinstance(b, dict) else list(b) if isinstance(b, (list, tuple)) else [b]
@@ -244,7 +233,7 @@ def _from_module(model, dl, vocab, ids, size, stats):
         for b in dl:
             x, own = _open_batch(b)
             if own is None and not isinstance(getattr(dl, 'sampler', None), SequentialSampler):
-                raise DataError('this dataloader shuffles, and its batches carry no ids.', 'pass one with shuffle=False, or put the ids into the batches.')
+                raise DataError('this dataloader shuffles, and its batches carry no ids.', 'set shuffle=False, or put ids into the batches.')
             own, done = own or ([str(i+done) for i in range(len(x))] if ids is None else ids[done:done+len(x)]), done+len(x)
             if len(own) != len(x): raise DataError(f'there are fewer ids ({len(ids or own)}) than pictures.', wrong)
             yield own, x.to(device)
@@ -254,7 +243,7 @@ def _from_module(model, dl, vocab, ids, size, stats):
         return x, x if hw == x.shape[-2:] else _sample([x], np.eye(3)[None], 1., hw), np.eye(3)
     return _Feed(model, batches(), len(dl) if hasattr(dl, '__len__') else None, vocab, look, lambda x: x, stats=stats)
 
-# %% ../../nbs/classify/21_tta.ipynb #92f9a51a
+# %% ../../nbs/classify/21_tta.ipynb #02304601
 def _batch_views(f, ids, x, views, seed):
     "(output, view, probabilities) of a batch"
     step, parts = 4*torch.get_num_threads() if x.device.type == 'cpu' else len(x), {v: [] for v in views}
@@ -267,7 +256,7 @@ def _batch_views(f, ids, x, views, seed):
             seen = torch.cat(parts.pop(v))
             with f.context(): out = f.model(seen) # only the model runs in half precision
             for o, p in head_probs(out, f.vocab, f.act).items():
-                if not p.isfinite().all(): raise DataError(f'the model returns NaN or infinity in the batch of {ids[0]}.', 'look for a training loss that turned NaN.')
+                if not p.isfinite().all(): raise DataError(f'the model returns NaN or infinity on {ids[0]} or its batch.', 'did its loss turn NaN?')
                 yield o, v, p.cpu().numpy()
 
 def _check_range(x, views):
@@ -305,14 +294,13 @@ def predict_views(
     out = {o: {v: Preds(seen, f.vocab if o is None else f.vocab[o], np.concatenate(p), name=name) for v, p in d.items()} for o, d in probs.items()}
     return out.get(None, out)
 
-# %% ../../nbs/classify/21_tta.ipynb #5922039e
+# %% ../../nbs/classify/21_tta.ipynb #c109d8f2
 def average_views(
     by_view:dict,       # name → `Preds` on the same pictures
     weights:dict=None   # name → weight ≥ 0; None for equal ones
 )->Preds:
     "The mean of the views' probabilities"
-    if weights is not None:
-        for v in weights: check_name(v, by_view, 'view')
+    for v in weights or (): check_name(v, by_view, 'view')
     w = np.array([1. if weights is None else weights.get(v, 0.) for v in by_view])
     if (w < 0).any() or not w.sum(): raise SettingsError(f'weights of views must be ≥ 0, not all 0; got {weights}.', 'leave them out for equal ones.')
     first, *rest = by_view.values()
@@ -324,142 +312,3 @@ def tta(learn, table, views=None, flip=True, **kwargs): # `kwargs` as for `predi
     if flip not in DEFAULT_VIEWS: check_name(flip, [k for k in DEFAULT_VIEWS if isinstance(k, str)], 'kind of pictures')
     r = predict_views(learn, table, views or DEFAULT_VIEWS[flip], **kwargs)
     return average_views(r) if isinstance(next(iter(r.values())), Preds) else {o: average_views(d) for o, d in r.items()}
-
-# %% ../../nbs/classify/21_tta.ipynb #c11c218d
-def paired_interval(
-    helped:int, hurt:int, n:int, # pictures that became right, became wrong, all
-    level=.95
-)->tuple:                        # (low, high) of (hurt − helped)/n, the change of the error rate
-    "Tango's score interval for the difference of two paired rates (Statistics in Medicine 17, 1998, 891-908)"
-    z2 = norm.ppf((1+level)/2)**2
-    def high(g, h):
-        def excess(d): # of the squared score over its critical value
-            b, c = (2*n+g-h)*d-h-g, -g*d*(1-d)
-            q = (max(b*b-8*n*c, 0)**.5-b)/(4*n)
-            return (h-g-n*d)**2 - z2*n*(2*q+d*(1-d))
-        return 1. if h-g == n else brentq(excess, (h-g)/n+1e-9, 1)
-    return -high(hurt, helped), high(helped, hurt)
-
-def mcnemar(helped:int, hurt:int)->float: # p in (0,1]
-    "Exact two-sided p of McNemar's test"
-    return float(binomtest(helped, helped+hurt).pvalue) if helped+hurt else 1.
-
-# %% ../../nbs/classify/21_tta.ipynb #a459f0a4
-@dataclass(frozen=True)
-class Verdict:
-    "What became of the same pictures between two sets of predictions; `print` it for a sentence"
-    n:int; wrong_plain:int; wrong_tta:int # pictures
-    helped:int; hurt:int                  # wrong → right, right → wrong
-    p:float                               # exact, McNemar
-    low:float; high:float                 # 95% interval of `diff`
-    @property
-    def diff(self): return (self.wrong_tta-self.wrong_plain)/self.n # change of the error rate
-    @property
-    def unchanged(self): return self.n-self.helped-self.hurt
-    @property
-    def says(self): return "can't tell" if self.p >= .05 or self.low <= 0 <= self.high else 'helped' if self.diff < 0 else 'hurt'
-    def __str__(self):
-        end = {"can't tell": 'too little to tell whether it helps', 'helped': 'it helped', 'hurt': 'it hurt'}[self.says]
-        return (f'Of {self.n} pictures {self.helped} became right, {self.hurt} became wrong, {self.unchanged} stayed: error '
-                f'{self.wrong_plain/self.n:.2%} → {self.wrong_tta/self.n:.2%}, a change of {100*self.diff:+.2f} points (95% interval '
-                f'{100*self.low:+.2f} to {100*self.high:+.2f}). By luck alone a split this uneven has p = {self.p:.2g}: {end}.')
-    def _repr_html_(self): return f'<b>{self.says}</b>: {self}'
-
-def tta_verdict(
-    plain, # `Preds` with targets; or the number of pictures wrong without TTA
-    tta,   # `Preds` with targets on the same pictures; or the number wrong with it
-    n=None # pictures, with numbers
-):         # a `Verdict`; from numbers, the `Bounds` of it
-    "Whether the second set of predictions is better than the first"
-    if not isinstance(plain, Preds): return _bounds(plain, tta, n)
-    tta = tta.align(plain)
-    a, b, n = plain.wrong, tta.wrong, len(plain)
-    if not n or (plain.targets != tta.targets).any(): raise DataError('there are no pictures, or the two disagree on the true labels.', 'use `with_targets(...)` on both.')
-    helped, hurt = int((a & ~b).sum()), int((~a & b).sum())
-    return Verdict(n, int(a.sum()), int(b.sum()), helped, hurt, mcnemar(helped, hurt), *paired_interval(helped, hurt, n))
-
-# %% ../../nbs/classify/21_tta.ipynb #a5b5540f
-@dataclass(frozen=True)
-class Bounds:
-    "What two error counts on the same pictures can say; `print` it for sentences"
-    n:int; wrong_plain:int; wrong_tta:int # pictures
-    p_min:float; p_max:float              # of McNemar's exact test, over all possible overlaps
-    most_changed:int                      # p < .05 only if at most so many pictures changed sides; -1: never
-    low:float; high:float                 # all 95% intervals of the change of the error rate lie within
-    @property
-    def says(self): return "can't tell" if self.p_max >= .05 else 'helped' if self.wrong_tta < self.wrong_plain else 'hurt'
-    def __str__(self):
-        d, end = self.wrong_tta-self.wrong_plain, 'Their error rates are the same.'
-        did, other = ('hurt', 'helped') if d > 0 else ('helped', 'hurt')
-        if d: end = f'Whatever the overlap, nothing here says that it {other}. ' + (
-            f'In every case it {did}.' if self.p_max < .05 else f'Nor can any overlap show that it {did}.' if self.most_changed < 0 else
-            f'That it {did} follows only if at most {self.most_changed} pictures changed between right and wrong.')
-        return f'{self.wrong_plain} → {self.wrong_tta} wrong of {self.n}: p lies between {self.p_min:.2g} and {self.p_max:.2g}, whoever was helped and hurt. {end}'
-
-def _bounds(before, after, n):
-    whole = all(isinstance(o, (int, np.integer)) for o in (before, after, n))
-    if not whole or not 0 <= min(before, after) <= max(before, after) <= n or n < 1:
-        raise SettingsError(f'counts must be whole numbers from 0 to n, got {before}, {after}, n={n}.', 'tta_verdict(94, 101, n=2081); a rate times n gives the count.')
-    least = max(0, before-after)
-    pairs = [(g, g+after-before) for g in range(least, min(before, n-after)+1)] # (helped, hurt)
-    ps = [mcnemar(*o) for o in pairs]
-    ends = [paired_interval(*o, n) for o in (pairs[0], pairs[-1])]
-    return Bounds(int(n), int(before), int(after), min(ps), max(ps), max((g+h for (g, h), p in zip(pairs, ps) if p < .05), default=-1),
-                  min(o[0] for o in ends), max(o[1] for o in ends))
-
-# %% ../../nbs/classify/21_tta.ipynb #5873e698
-def convex_weights(
-    probs, # (M,N,C) probabilities of M views or models on the same N pictures
-    y      # (N,) int, columns of the true classes
-):         # (M,) ≥ 0, sum 1
-    "The weights of the average with the least log loss on these pictures"
-    p = np.clip(np.asarray(probs, dtype=np.float64)[:, np.arange(len(y)), y], 1e-7, 1)
-    def loss(w): mix = w@p; return -np.log(mix).mean(), -(p/mix).mean(1)
-    equal = np.full(len(p), 1/len(p))
-    simplex = dict(bounds=[(0, 1)]*len(p), constraints=dict(type='eq', fun=lambda w: w.sum()-1, jac=np.ones_like))
-    w = np.clip(minimize(loss, equal, jac=True, method='SLSQP', options=dict(maxiter=200, ftol=1e-10), **simplex).x, 0, None)
-    w /= w.sum()
-    return w if np.isfinite(w).all() and loss(w)[0] <= loss(equal)[0] else equal
-
-# %% ../../nbs/classify/21_tta.ipynb #93113d70
-@dataclass(frozen=True)
-class ViewWeights:
-    "Weights of views, and what they gain on pictures that they were not fitted to; `print` it for a sentence"
-    weights:dict         # view → weight, fitted on all pictures
-    table:object         # DataFrame: a row a view, its error and log loss, its weight, and its range over the folds
-    preds:Preds          # out of fold: each picture averaged with weights fitted without it
-    loss_mean:float; loss_weighted:float # log loss of the plain mean, and of `preds`
-    low:float; high:float # 95% interval of the gain in log loss
-    @property
-    def gain(self): return self.loss_mean-self.loss_weighted
-    @property
-    def pays(self): return self.low > 0
-    def __str__(self):
-        return (f'Log loss {self.loss_mean:.4f} with equal weights, {self.loss_weighted:.4f} out of fold with learned ones: a gain of {self.gain:+.4f} '
-                f'(95% interval {self.low:+.4f} to {self.high:+.4f}). ' + ('They pay.' if self.pays else 'They do not pay here: keep equal weights.'))
-    def _repr_html_(self): return f'{self.table.style.format(precision=3)._repr_html_()}<p>{self}</p>'
-
-# %% ../../nbs/classify/21_tta.ipynb #fc542fd8
-def _log_loss(p, y): return -np.log(np.clip(p[np.arange(len(y)), y].astype(np.float64), 1e-7, 1))
-
-def fit_view_weights(
-    by_view:dict,  # view → `Preds` with targets
-    k=5, seed=42   # folds, and their draw
-)->ViewWeights:
-    "Learned weights for `average_views`, with an honest estimate of what they gain over equal ones"
-    import pandas as pd
-    first = next(iter(by_view.values()))
-    if first.targets is None: raise DataError('weights are learned from predictions with targets.', 'use `with_targets(...)` on validation pictures.')
-    if not 2 <= k <= len(first): raise SettingsError(f'k must be from 2 to the number of pictures ({len(first)}), got {k}.', 'five folds are usual.')
-    probs = np.stack([p.align(first).probs for p in by_view.values()])
-    y = np.array([{v: i for i, v in enumerate(first.vocab)}[t] for t in first.targets])
-    fold = np.empty(len(y), dtype=int)
-    fold[np.argsort(first.ids)[np.random.default_rng(seed).permutation(len(y))]] = np.arange(len(y))%k # by id: the order of rows doesn't matter
-    w, oof, all_w = np.stack([convex_weights(probs[:, fold != i], y[fold != i]) for i in range(k)]), np.empty_like(probs[0]), convex_weights(probs, y)
-    for i in range(k): oof[fold == i] = np.tensordot(w[i], probs[:, fold == i], 1)
-    weighted, mean = _log_loss(oof, y), _log_loss(probs.mean(0), y)
-    half = norm.ppf(.975)*(mean-weighted).std(ddof=1)/len(y)**.5
-    table = pd.DataFrame(dict(error=[(p.argmax(1) != y).mean() for p in probs], log_loss=[_log_loss(p, y).mean() for p in probs],
-                              weight=all_w, lowest=w.min(0), highest=w.max(0)), index=list(by_view))
-    a, b, half = (float(o) for o in (mean.mean(), weighted.mean(), half))
-    return ViewWeights(dict(zip(by_view, map(float, all_w))), table, Preds(first.ids, first.vocab, oof, first.targets, first.name), a, b, a-b-half, a-b+half)
