@@ -4,7 +4,6 @@ from hypothesis import given, strategies as st
 from torch import nn
 from torch.utils.data import DataLoader
 from vision_ft.classify import tta as T
-from vision_ft.core import Preds
 from vision_ft.samples import digits
 
 # --- views

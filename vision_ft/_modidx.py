@@ -507,6 +507,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'vision_ft.verdict._out_of_fold': ('verdict.html#_out_of_fold', 'vision_ft/verdict.py'),
                                    'vision_ft.verdict.convex_weights': ('verdict.html#convex_weights', 'vision_ft/verdict.py'),
                                    'vision_ft.verdict.fit_view_weights': ('verdict.html#fit_view_weights', 'vision_ft/verdict.py'),
+                                   'vision_ft.verdict.least_on_simplex': ('verdict.html#least_on_simplex', 'vision_ft/verdict.py'),
                                    'vision_ft.verdict.mcnemar': ('verdict.html#mcnemar', 'vision_ft/verdict.py'),
                                    'vision_ft.verdict.paired_interval': ('verdict.html#paired_interval', 'vision_ft/verdict.py'),
                                    'vision_ft.verdict.tta_verdict': ('verdict.html#tta_verdict', 'vision_ft/verdict.py')}}}

@@ -163,6 +163,7 @@ def plot_memory(
 # %% ../nbs/06_predict.ipynb #4623fa58
 import bisect, math, re, weakref
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from dataclasses import dataclass
 from unittest.mock import patch
 import pandas as pd, psutil, torch, torch.nn.functional as F
@@ -171,7 +172,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from .core import SettingsError, check_name, pick_device
-from .models import body_head, make_model
+from .models import _hw, body_head, make_model
 
 # %% ../nbs/06_predict.ipynb #cd5a3f95
 class _Live(TorchDispatchMode):
@@ -342,8 +343,10 @@ def play(self:_Allocator, events):
     for key in [k for k, n in events if n and k in self.at]: self.give(key)
 
 # %% ../nbs/06_predict.ipynb #061c33c2
-# optimizer → numbers kept for each trainable one, further numbers for each while it steps
-OPTIMIZERS = dict(sgd=(0, 0), momentum=(1, 0), adam=(2, 0), adamw=(2, 1)) # adam: fastai's, one parameter at a time; adamw: torch's foreach
+# optimizer → numbers kept for each trainable one, further numbers for each while it steps, what to measure in its place
+OPTIMIZERS = dict(sgd=(0, 0, torch.optim.SGD), momentum=(1, 0, partial(torch.optim.SGD, momentum=.9)),
+                  adam=(2, 0, partial(torch.optim.Adam, foreach=False)), # fastai's, one parameter at a time
+                  adamw=(2, 1, torch.optim.AdamW))                       # torch's foreach
 TRAINABLE = dict(all='everything', head="timm's classifier alone", norm='head and normalisation layers: what fastai trains while the body is frozen')
 OVERHEAD_MIB = 1247 # CUDA context and libraries of a Kaggle P100 in 2022: the only fitted number here
 
@@ -383,7 +386,7 @@ def _ask(arch, size, micro_bs, precision, optimizer, trainable, device, probe):
     "Check the arguments"
     for name, valid, kind in ((precision, PRECISIONS, 'precision'), (optimizer, OPTIMIZERS, 'optimizer'), (trainable, TRAINABLE, 'trainable'), (device, ['cuda', 'cpu'], 'device')):
         check_name(name, valid, kind)
-    h, w = (size, size) if isinstance(size, int) else size
+    h, w = _hw(size)
     if min(h, w, micro_bs) < 1: raise SettingsError(f'size and micro_bs must be at least 1, got size ({h}, {w}), micro_bs {micro_bs}.', 'pass pixels and a number of images.')
     if probe: pick_device(device)
     return h, w
@@ -425,11 +428,12 @@ def predict_memory(
     parts['overhead'] = (OVERHEAD_MIB if device == 'cuda' else 0) if overhead_mib is None else overhead_mib
     return MemoryPrediction(pd.Series(parts), title)
 
+# %% ../nbs/06_predict.ipynb #60f9fcda
 def _predict(args, micro_bs, precision, optimizer, device):
     "MiB of each part"
     model = _model(device='meta', **args)
     trained = [p.nbytes for p in model.parameters() if p.requires_grad]
-    weights, (states, stepping) = [t.nbytes for t in [*model.parameters(), *model.buffers()]], OPTIMIZERS[optimizer]
+    weights, (states, stepping, _) = [t.nbytes for t in [*model.parameters(), *model.buffers()]], OPTIMIZERS[optimizer]
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = model.to_empty(device=device).train()
         saved, copies, events = _trace(model, torch.empty(micro_bs, 3, *args['size'], device=device), precision, args['fused_attn'])
@@ -481,8 +485,7 @@ def plan_micro_bs(
     if one > mib: raise SettingsError(f'{arch} at {size} px needs {one:,.0f} MiB for one image, the budget is {mib:,.0f}.', 'try checkpointing=True, a smaller size or model, or a frozen body.')
     rise = max((whole-one)/(effective_bs-1), 1e-6)
     accum = min(effective_bs, max(2, math.ceil(effective_bs/max(1, 1.1*(mib-one)/rise+1)))) # where to begin: the line is nearly straight
-    while accum < effective_bs and (p := peak(math.ceil(effective_bs/accum))) > mib: accum += 1
-    n = math.ceil(effective_bs/accum)
+    while (n := math.ceil(effective_bs/accum)) > 1 and (p := peak(n)) > mib: accum = math.ceil(effective_bs/(n-1)) # the next smaller micro-batch
     return MicroPlan(n, math.ceil(effective_bs/n), p if n > 1 else one, mib, effective_bs)
 
 # %% ../nbs/06_predict.ipynb #5e535a14
@@ -500,7 +503,7 @@ def _measure(args, n, precision, optimizer, device, steps=2):
     with track_memory(device) as t:
         model = _model(device=device, **args).train()
         params = [p for p in model.parameters() if p.requires_grad]
-        opt = dict(sgd=torch.optim.SGD, momentum=lambda p: torch.optim.SGD(p, momentum=.9), adam=lambda p: torch.optim.Adam(p, foreach=False), adamw=torch.optim.AdamW)[optimizer](params)
+        opt = OPTIMIZERS[optimizer][-1](params)
         for _ in range(steps):
             with torch.autocast(device, PRECISIONS[precision], enabled=precision != 'fp32'): out = model(torch.randn(n, 3, *args['size'], device=device))
             F.cross_entropy(out.float(), torch.zeros(n, dtype=torch.long, device=device)).backward()

@@ -12,7 +12,7 @@ from pathlib import Path
 import timm, torch
 from torch import nn
 from timm.models import get_deprecated_models, get_pretrained_cfg, load_state_dict, model_entrypoint
-from .core import DataError, SettingsError, WeightsError, asset, atomic_path, check_name
+from .core import SettingsError, WeightsError, asset, atomic_path, check_name
 
 # %% ../nbs/02_models.ipynb #f6b8f0d9
 # name → (timm architecture, arguments that make it small)

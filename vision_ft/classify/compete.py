@@ -46,6 +46,7 @@ def read_models(
     if not len(models) or not {'name', 'arch'} <= set(models.columns): raise SettingsError('the models table needs the columns name and arch, and a row.', 'copy a preset: `read_models("tiny").to_csv(...)`.')
     return pd.DataFrame([_model_row({**MODEL_DEFAULTS, **{k: v for k, v in r.items() if str(v) not in ('', 'nan', 'None')}}) for r in models.to_dict('records')])
 
+# %% ../../nbs/classify/24_compete.ipynb #78f48ced
 def _model_row(r):
     try: r.update({k: int(r[k]) for k in ('effective_bs', 'accum', 'epochs')}, **{k: float(r[k]) for k in ('lr', 'weight')}, args=json.dumps(dict(json.loads(r['args']))))
     except (ValueError, TypeError) as e: raise SettingsError(f'row {r["name"]!r} of the models table: {e}.', 'effective_bs, accum and epochs are whole numbers, lr and weight numbers, args JSON.') from None
@@ -73,8 +74,9 @@ def row_settings(plan, r)->dict:
 def prepare(data, out, models='tiny', effective_bs=None, epochs=None, micro_bs=None, device=None, flip=True, k=5, views=None, weights=None, groups=None, holdout=.2, seed=42)->Plan:
     "Read and check all of it: see `compete` for the arguments"
     device, out, models = pick_device(device), Path(out).expanduser(), read_models(models)
-    for col, v in (('effective_bs', effective_bs), ('epochs', epochs), ('micro_bs', micro_bs)):
-        if v is not None: models[col] = v if col == 'micro_bs' else int(v)
+    for col, v in (('effective_bs', effective_bs), ('epochs', epochs)):
+        if v is not None: models[col] = int(v)
+    if micro_bs is not None: models['micro_bs'] = micro_bs
     weights = check_weights({**dict(zip(models.name, models.weight)), **(weights or {})}, models.name)
     views = check_views(views[0] if views and len(views) == 1 else views or DEFAULT_VIEWS[bool(flip)])
     views = ['plain', *(v for v in views if v != 'plain')]

@@ -11,11 +11,12 @@ __all__ = ['EPS', 'POOLS', 'METRICS', 'SPREAD', 'METHODS', 'RECIPES', 'DIVERSITY
 import warnings
 from dataclasses import dataclass, replace
 import numpy as np, pandas as pd
-from scipy.optimize import minimize, minimize_scalar
+from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 from scipy.stats import rankdata
 from ..core import DataError, Preds, SettingsError, check_name
 from ..data.tables import split_rows
+from ..verdict import convex_weights, least_on_simplex
 
 # %% ../../nbs/classify/22_ensemble.ipynb #21857a60
 def check_weights(
@@ -183,20 +184,15 @@ def _greedy(probs, y, how, metric, seed, bags=20, share=.5, least=5, steps=50):
 def _convex(probs, y, how, metric, seed):
     "Weights on the simplex with the least log loss"
     if how == 'rank' or metric != 'log_loss': raise SettingsError(f'convex weights minimise the log loss of a mean or geometric mean, not {metric} with how={how!r}.', "use method='greedy'.")
-    if how == 'geometric': return _convex_geometric(probs, y)
-    from vision_ft.classify.tta import convex_weights # here, because that module brings torch and fastai
-    return convex_weights(probs, y)
+    return (_convex_geometric if how == 'geometric' else convex_weights)(probs, y)
 
 def _convex_geometric(probs, y):
     "As above, of the weighted geometric mean"
-    L, n, M = _log(probs), np.arange(len(y)), len(probs)
+    L, n = _log(probs), np.arange(len(y))
     def f(w):
         s = np.tensordot(w, L, 1)
         return (np.logaddexp.reduce(s, -1)-s[n, y]).mean(), np.einsum('nc,mnc->m', softmax(s, -1), L)/len(y)-L[:, n, y].mean(1)
-    equal = np.full(M, 1/M)
-    w = minimize(f, equal, jac=True, method='SLSQP', bounds=[(0, 1)]*M, constraints=dict(type='eq', fun=lambda w: w.sum()-1, jac=np.ones_like), options=dict(maxiter=200, ftol=1e-10)).x
-    w = np.clip(w, 0, None)/np.clip(w, 0, None).sum()
-    return w if f(w)[0] <= f(equal)[0] else equal
+    return least_on_simplex(f, len(probs))
 
 METHODS = dict(equal=lambda probs, y, how, metric, seed: np.full(len(probs), 1/len(probs)), greedy=_greedy, convex=_convex)
 
