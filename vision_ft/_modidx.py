@@ -413,6 +413,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'vision_ft.memory._rss': ('memory.html#_rss', 'vision_ft/memory.py'),
                                   'vision_ft.memory._sampled': ('memory.html#_sampled', 'vision_ft/memory.py'),
                                   'vision_ft.memory._trace': ('predict.html#_trace', 'vision_ft/memory.py'),
+                                  'vision_ft.memory._trim': ('memory.html#_trim', 'vision_ft/memory.py'),
                                   'vision_ft.memory.free_memory': ('memory.html#free_memory', 'vision_ft/memory.py'),
                                   'vision_ft.memory.give': ('predict.html#give', 'vision_ft/memory.py'),
                                   'vision_ft.memory.memory_report': ('memory.html#memory_report', 'vision_ft/memory.py'),
