@@ -96,6 +96,15 @@ def test_cpu_nesting_with_and_without_a_mark(monkeypatch, marks):
         with track_memory('cpu') as inner: work(60)
     assert 280 < outer.added_mib < 330 and 50 < inner.added_mib < 90
 
+@pytest.mark.skipif(__import__('platform').libc_ver()[0] != 'glibc', reason='other C libraries keep memory in other ways')
+def test_memory_that_was_freed_before_hides_nothing():
+    def work(mib): return torch.ones(mib*M//4)
+    work(20)                                           # freed once, blocks of this size come from the heap
+    many, lid = [work(20) for _ in range(10)], work(1) # and what lies under the last one stays resident when freed
+    del many
+    with track_memory('cpu') as t: x = work(60); del x
+    assert 55 < t.added_mib < 75 and t.end_mib-t.start_mib < 10
+
 def test_reporting_collects_nothing():
     class Node: pass
     gc.collect(); gc.disable()
