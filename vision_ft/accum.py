@@ -62,7 +62,8 @@ def n_samples(
     n = getattr(dl, 'partial_n', None) or getattr(dl, 'n', None)
     for sized in (getattr(draws, 'sampler', None), getattr(dl, 'dataset', None)):
         if n is None and hasattr(sized, '__len__'): n = len(sized)
-    if n is None: raise SettingsError('the number of samples of an epoch is unknown, and with it the number of steps.', 'give the DataLoader a dataset or a sampler with a length.')
+    if n is None: raise SettingsError('the number of samples of an epoch is unknown, and with it the number of steps.',
+        'give the DataLoader a dataset or a sampler with a length.')
     return n - n%bs if bs and getattr(draws, 'drop_last', False) else n
 
 # %% ../nbs/04_accum.ipynb #2d011cfa
@@ -100,7 +101,8 @@ class GradAccum(Callback):
         effective_bs:int=64,    # samples to an optimizer step
         denominator=denominator # what the loss's mean divides by, for losses of your own: called as denominator(loss_func, *yb)
     ):
-        if int(effective_bs) < 1: raise SettingsError(f'effective_bs must be at least 1, got {effective_bs}.', 'pass the number of pictures to an optimizer step.')
+        if int(effective_bs) < 1: raise SettingsError(f'effective_bs must be at least 1, got {effective_bs}.',
+            'pass the number of pictures to an optimizer step.')
         self.effective_bs, self.denominator = int(effective_bs), denominator
 
     def before_fit(self):

@@ -54,7 +54,8 @@ def _run(a):
         return compete(digits(Path(a.out)/'digits'), a.out, epochs=a.epochs, device=a.device, flip=False)
     try: weights = {k: float(v) for k, v in (w.rsplit('=', 1) for w in a.weights)}
     except ValueError: raise SettingsError(f'--weights are written NAME=NUMBER, got {a.weights}.', 'for example --weights vit=2.') from None
-    return compete(a.data, a.out, a.models, a.effective_bs, a.epochs, a.micro_bs, a.device, not a.no_flip, a.folds, a.views, weights, a.groups, a.holdout, a.seed, a.workers)
+    return compete(a.data, a.out, a.models, a.effective_bs, a.epochs, a.micro_bs, a.device,
+                   not a.no_flip, a.folds, a.views, weights, a.groups, a.holdout, a.seed, a.workers)
 
 def main(argv=None)->int: # exit status: 0 done, 2 refused, 130 interrupted
     "The command `vision-ft`"

@@ -156,6 +156,7 @@ def align(self:Preds, other:Preds)->Preds:
     _places(self.ids, other.ids, 'images', self.name)
     return replace(self, vocab=other.vocab, probs=self.probs[:, cols]).take(other.ids)
 
+# %% ../nbs/00_core.ipynb #324ee2a7
 @patch
 def with_targets(self:Preds,
     targets # mapping id → label, such as a dict or a Series
@@ -186,7 +187,8 @@ def load_preds(
     cols = [c for c in t.column_names if c.startswith('p:')]
     targets = t['target'].to_pylist() if 'target' in t.column_names else [None]
     name = (t.schema.metadata or {}).get(b'vision_ft.name', b'').decode()
-    if 'id' not in t.column_names or not cols: raise DataError(f'{path} has columns {t.column_names[:4]}…, not id, target, p:CLASS….', 'write it with `Preds.save`.')
+    if 'id' not in t.column_names or not cols: raise DataError(f'{path} has columns {t.column_names[:4]}…, not id, target, p:CLASS….',
+        'write it with `Preds.save`.')
     return Preds(t['id'].to_pylist(), [c[2:] for c in cols], np.stack([t[c].to_numpy() for c in cols], 1),
                  None if None in targets else targets, name)
 
@@ -208,7 +210,8 @@ def pick_device(
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if device is None: return 'cuda' if cuda else 'mps' if mps else 'cpu'
     kind, there = str(device).split(':')[0], dict(cuda=cuda, mps=mps, cpu=True)
-    if not there[check_name(kind, there, 'device')]: raise SettingsError(f'device {device!r} was asked for, but torch sees none.', "leave device out, or pass 'cpu'.")
+    if not there[check_name(kind, there, 'device')]: raise SettingsError(f'device {device!r} was asked for, but torch sees none.',
+        "leave device out, or pass 'cpu'.")
     return str(device)
 
 # %% ../nbs/00_core.ipynb #3548ce73
@@ -220,5 +223,6 @@ def asset(
     try: root = Path(str(files('vision_ft.assets')))
     except ModuleNotFoundError: root = Path(__file__).parent.parent/'data' # a clone that was not installed
     path = root.joinpath(*parts)
-    if not path.exists(): raise DataError(f'{"/".join(parts)} is not among the files that ship with vision_ft.', f'there are {sorted(o.name for o in path.parent.glob("*")) if path.parent.exists() else "none in that folder"}.')
+    if not path.exists(): raise DataError(f'{"/".join(parts)} is not among the files that ship with vision_ft.',
+        f'there are {sorted(o.name for o in path.parent.glob("*")) if path.parent.exists() else "none in that folder"}.')
     return path

@@ -390,10 +390,12 @@ class MemoryPrediction:
 
 def _ask(arch, size, micro_bs, precision, optimizer, trainable, device, probe):
     "Check the arguments"
-    for name, valid, kind in ((precision, PRECISIONS, 'precision'), (optimizer, OPTIMIZERS, 'optimizer'), (trainable, TRAINABLE, 'trainable'), (device, ['cuda', 'cpu'], 'device')):
+    for name, valid, kind in ((precision, PRECISIONS, 'precision'), (optimizer, OPTIMIZERS, 'optimizer'),
+                              (trainable, TRAINABLE, 'trainable'), (device, ['cuda', 'cpu'], 'device')):
         check_name(name, valid, kind)
     h, w = _hw(size)
-    if min(h, w, micro_bs) < 1: raise SettingsError(f'size and micro_bs must be at least 1, got size ({h}, {w}), micro_bs {micro_bs}.', 'pass pixels and a number of images.')
+    if min(h, w, micro_bs) < 1: raise SettingsError(f'size and micro_bs must be at least 1, got size ({h}, {w}), micro_bs {micro_bs}.',
+        'pass pixels and a number of images.')
     if probe: pick_device(device)
     return h, w
 
@@ -465,8 +467,10 @@ class MicroPlan:
     @property
     def sure(self): return self.spare >= SURE
     def __repr__(self):
-        how = f'more than the {SURE:.0%} that predictions have been off' if self.sure else f'less than the {SURE:.0%} that predictions have been off: probe, or be ready for a smaller one'
-        return f'micro_bs {self.micro_bs}, accum {self.accum} for an effective batch of {self.effective_bs}: {self.peak_mib:,.0f} of {self.budget_mib:,.0f} MiB, {self.spare:.0%} to spare, {how}'
+        how = f'more than the {SURE:.0%} that predictions have been off' if self.sure else \
+              f'less than the {SURE:.0%} that predictions have been off: probe, or be ready for a smaller one'
+        return f'micro_bs {self.micro_bs}, accum {self.accum} for an effective batch of {self.effective_bs}: ' \
+               f'{self.peak_mib:,.0f} of {self.budget_mib:,.0f} MiB, {self.spare:.0%} to spare, {how}'
 
 def _budget(budget, device):
     "MiB; of text such as '16GB', of a number of MiB, or of what is free on the device"
@@ -488,7 +492,8 @@ def plan_micro_bs(
     peak = lambda n: float(predict_memory(arch, size, n, device=device, **kwargs))
     if (whole := peak(effective_bs)) <= mib: return MicroPlan(effective_bs, 1, whole, mib, effective_bs)
     one = peak(1)
-    if one > mib: raise SettingsError(f'{arch} at {size} px needs {one:,.0f} MiB for one image, the budget is {mib:,.0f}.', 'try checkpointing=True, a smaller size or model, or a frozen body.')
+    if one > mib: raise SettingsError(f'{arch} at {size} px needs {one:,.0f} MiB for one image, the budget is {mib:,.0f}.',
+        'try checkpointing=True, a smaller size or model, or a frozen body.')
     rise = max((whole-one)/(effective_bs-1), 1e-6)
     accum = min(effective_bs, max(2, math.ceil(effective_bs/max(1, 1.1*(mib-one)/rise+1)))) # where to begin: the line is nearly straight
     while (n := math.ceil(effective_bs/accum)) > 1 and (p := peak(n)) > mib: accum = math.ceil(effective_bs/(n-1)) # the next smaller micro-batch

@@ -125,7 +125,8 @@ _suffixes = ('.safetensors', '.pth', '.pt', '.bin', '.tar') # .bin on the hub, .
 
 def _read(path):
     "Tensors by name from a file of weights; nothing in it is executed"
-    if path.suffix not in _suffixes: raise WeightsError(f'{path.name}: weights are read from {", ".join(_suffixes)}.', 'convert it to .safetensors, see `save_weights`.')
+    if path.suffix not in _suffixes: raise WeightsError(f'{path.name}: weights are read from {", ".join(_suffixes)}.',
+        'convert it to .safetensors, see `save_weights`.')
     # timm unwraps checkpoints that hold more than the model; older versions of it unpickle freely unless told
     try: sd = load_state_dict(str(path), weights_only=True)
     except Exception as e:
@@ -184,7 +185,8 @@ def _find(arch, weights):
     if weights == 'hub': return fetch_weights(arch)
     if weights == 'tiny': return _tiny_file(arch)
     if Path(weights).is_file(): return Path(weights)
-    raise WeightsError(f'weights {str(weights)!r} is not a file.', "pass the path of a .safetensors, .pth or .pt file, or one of None, 'hub', 'tiny'.")
+    raise WeightsError(f'weights {str(weights)!r} is not a file.',
+        "pass the path of a .safetensors, .pth or .pt file, or one of None, 'hub', 'tiny'.")
 
 # %% ../nbs/02_models.ipynb #7f5310af
 def tiny_facts(
@@ -196,10 +198,12 @@ def tiny_facts(
 
 def _tiny_file(arch):
     "The file that ships for `arch`, if it is the one that its record describes"
-    if arch not in TINY: raise WeightsError(f"weights='tiny' ship for {', '.join(TINY)} alone, not for {arch}.", "use weights=None, 'hub', or the path of a file.")
+    if arch not in TINY: raise WeightsError(f"weights='tiny' ship for {', '.join(TINY)} alone, not for {arch}.",
+        "use weights=None, 'hub', or the path of a file.")
     file = asset('weights', f'{arch}.safetensors')
     if hashlib.sha256(file.read_bytes()).hexdigest() != tiny_facts(arch)['sha256']:
-        raise WeightsError(f'{file} is not the file that {arch}.json describes: its SHA-256 differs.', 'install the package again, or pass weights=PATH to load a file of your own.')
+        raise WeightsError(f'{file} is not the file that {arch}.json describes: its SHA-256 differs.',
+            'install the package again, or pass weights=PATH to load a file of your own.')
     return file
 
 # %% ../nbs/02_models.ipynb #61f588ae

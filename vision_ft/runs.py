@@ -20,7 +20,8 @@ def as_json(settings)->dict:
     "`settings` as they will be read back from JSON: tuples as lists, paths and other objects as text"
     plain = lambda o: o.item() if hasattr(o, 'item') else str(o) # NumPy's numbers are numbers, paths are text
     try: return json.loads(json.dumps(settings, default=plain, allow_nan=False, sort_keys=True))
-    except ValueError as e: raise SettingsError(f'settings must be finite numbers, text, lists and dicts: {e}.', 'look for NaN or infinity among them.') from None
+    except ValueError as e: raise SettingsError(f'settings must be finite numbers, text, lists and dicts: {e}.',
+        'look for NaN or infinity among them.') from None
 
 def fingerprint(settings)->str: # 12 hex digits
     "A short hash of settings, the same for the same values in any order"
@@ -73,7 +74,8 @@ def is_done(self:Run, stage:str, settings)->bool:
 def facts(self:Run, stage:str)->dict:
     "What a finished stage noted: seconds, errors, peak memory …"
     s = self.info['stages'].get(stage, {})
-    if s.get('status') != 'done': raise DataError(f'stage {stage!r} of run {self.name!r} is not done; its status is {s.get("status", "not started")}.', 'run it again.')
+    if s.get('status') != 'done': raise DataError(f'stage {stage!r} of run {self.name!r} is not done; its status is {s.get("status", "not started")}.',
+        'run it again.')
     return s['facts']
 
 # %% ../nbs/05_runs.ipynb #31e21cbf
@@ -126,7 +128,8 @@ def save_preds(self:Run, preds:Preds, kind:str)->Path: # `kind`: 'test', 'valid'
 def preds(self:Run, kind:str)->Preds:
     "Read predictions from preds/KIND.parquet"
     f = self.path/'preds'/f'{kind}.parquet'
-    if not f.exists(): raise DataError(f'run {self.name!r} has no {kind!r} predictions.', f'there are {sorted(o.stem for o in f.parent.glob("*.parquet"))}; run the stage that makes them.')
+    if not f.exists(): raise DataError(f'run {self.name!r} has no {kind!r} predictions.',
+        f'there are {sorted(o.stem for o in f.parent.glob("*.parquet"))}; run the stage that makes them.')
     return load_preds(f)
 
 @patch

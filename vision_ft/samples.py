@@ -172,7 +172,8 @@ def show_scene(
 # %% ../nbs/01_samples.ipynb #7188675f
 def _check_dataset_name(name):
     if not all(re.fullmatch(r'\w[\w.-]*', part) for part in str(name).split('/')):
-        raise SettingsError(f'{name!r} is not the name of a data set.', "use letters, digits and _ - . only, with / between folders: 'rice' or 'rice/photos'.")
+        raise SettingsError(f'{name!r} is not the name of a data set.',
+            "use letters, digits and _ - . only, with / between folders: 'rice' or 'rice/photos'.")
 
 def _cached(folder, sha256):
     "Whether `folder` is a finished download of the archive with this checksum"
@@ -180,7 +181,8 @@ def _cached(folder, sha256):
     note = folder/'.sha256'
     had = note.read_text().strip() if note.exists() else 'no checksum'
     if had == 'no checksum' or sha256 and had != sha256.lower():
-        raise DataError(f'{folder} was made from another archive ({had[:12]}), not from {sha256 or "a download"}.', 'remove that folder to download again.')
+        raise DataError(f'{folder} was made from another archive ({had[:12]}), not from {sha256 or "a download"}.',
+            'remove that folder to download again.')
     return True
 
 # %% ../nbs/01_samples.ipynb #4487ec71
@@ -194,10 +196,13 @@ def _download(url, file, sha256):
             with tqdm(total=total, unit='B', unit_scale=True, desc=Path(urlparse(url).path).name, delay=1) as bar:
                 while piece := r.read(1 << 20): f.write(piece); digest.update(piece); bar.update(len(piece))
     except (OSError, http.client.HTTPException) as e: # no network, refused, timed out, cut off, disk full
-        raise DataError(f'{url} could not be downloaded: {e}.', 'check the network and the disk, or put the data set into $VISION_FT_DATA by hand.') from e
+        raise DataError(f'{url} could not be downloaded: {e}.',
+            'check the network and the disk, or put the data set into $VISION_FT_DATA by hand.') from e
     if (got := digest.hexdigest()) != sha256.lower():
-        raise DataError(f'{url} has the SHA-256 {got}, expected {sha256}.', 'the file was cut off or changed; nothing was unpacked. Try again, then ask where it comes from.')
+        raise DataError(f'{url} has the SHA-256 {got}, expected {sha256}.',
+            'the file was cut off or changed; nothing was unpacked. Try again, then ask where it comes from.')
 
+# %% ../nbs/01_samples.ipynb #333fb0b1
 def _unpack(file, name, folder):
     "Unpack a zip or tar archive called `name` into `folder`; any other file is put there as it is"
     try:
@@ -229,7 +234,8 @@ def dataset(
     if _cached(cached, sha256): return cached
     if not url: raise DataError(f'there is no data set {name!r}: VISION_FT_DATA is {root or "not set"}{" and has no such folder" if root else ""}.',
                                 f'put the files into a folder and point VISION_FT_DATA at the folder above it, so that $VISION_FT_DATA/{name} exists; or pass url= and sha256= to download it.')
-    if not re.fullmatch('[0-9a-fA-F]{64}', sha256 or ''): raise SettingsError(f'a download needs sha256= with 64 hex digits, got {sha256!r}.', 'compute it with `sha256sum FILE` from a copy that you trust.')
+    if not re.fullmatch('[0-9a-fA-F]{64}', sha256 or ''): raise SettingsError(f'a download needs sha256= with 64 hex digits, got {sha256!r}.',
+        'compute it with `sha256sum FILE` from a copy that you trust.')
     with atomic_folder(cached) as tmp:
         archive = tmp.parent/'archive'
         _download(url, archive, sha256)

@@ -39,21 +39,27 @@ def read_models(
     "The table of models, every name, size and number in it checked"
     if not isinstance(models, pd.DataFrame):
         f = Path(str(models)).expanduser()
-        if f.suffix and not f.is_file(): raise SettingsError(f'there is no file {f}.', f'pass a CSV file, or one of the presets {", ".join(presets())}.')
+        if f.suffix and not f.is_file(): raise SettingsError(f'there is no file {f}.',
+            f'pass a CSV file, or one of the presets {", ".join(presets())}.')
         if not f.is_file(): f = asset('presets', f'{check_name(str(models), presets(), "preset (or file)")}.csv')
         models = read_text(f)
     for c in models.columns: check_name(c, ['name', 'arch', *MODEL_DEFAULTS], 'column of the models table')
-    if not len(models) or not {'name', 'arch'} <= set(models.columns): raise SettingsError('the models table needs the columns name and arch, and a row.', 'copy a preset: `read_models("tiny").to_csv(...)`.')
+    if not len(models) or not {'name', 'arch'} <= set(models.columns): raise SettingsError('the models table needs the columns name and arch, and a row.',
+        'copy a preset: `read_models("tiny").to_csv(...)`.')
     return pd.DataFrame([_model_row({**MODEL_DEFAULTS, **{k: v for k, v in r.items() if str(v) not in ('', 'nan', 'None')}}) for r in models.to_dict('records')])
 
 # %% ../../nbs/classify/24_compete.ipynb #78f48ced
 def _model_row(r):
     try: r.update({k: int(r[k]) for k in ('effective_bs', 'accum', 'epochs')}, **{k: float(r[k]) for k in ('lr', 'weight')}, args=json.dumps(dict(json.loads(r['args']))))
-    except (ValueError, TypeError) as e: raise SettingsError(f'row {r["name"]!r} of the models table: {e}.', 'effective_bs, accum and epochs are whole numbers, lr and weight numbers, args JSON.') from None
+    except (ValueError, TypeError) as e: raise SettingsError(f'row {r["name"]!r} of the models table: {e}.',
+        'effective_bs, accum and epochs are whole numbers, lr and weight numbers, args JSON.') from None
     item_tfm(r['item']); parse_size(r['size'])
-    if str(r['finetune']) not in ('', 'True', 'False'): raise SettingsError(f'row {r["name"]!r}: finetune is {r["finetune"]!r}.', 'write True (head first, then all), False (all at once), or nothing (True with weights).')
-    if clash := set(json.loads(r['args'])) & {*MODEL_DEFAULTS, 'arch', 'flip', 'seed', 'device', 'vocab'}: raise SettingsError(f'row {r["name"]!r}: {sorted(clash)} among args.', 'args are those of timm.create_model; the others have columns.')
-    if not re.fullmatch(r'\w[\w.-]{0,99}', str(r['name'])): raise SettingsError(f'name {r["name"]!r} can\'t be the name of a folder.', 'use letters, digits and underscores.')
+    if str(r['finetune']) not in ('', 'True', 'False'): raise SettingsError(f'row {r["name"]!r}: finetune is {r["finetune"]!r}.',
+        'write True (head first, then all), False (all at once), or nothing (True with weights).')
+    if clash := set(json.loads(r['args'])) & {*MODEL_DEFAULTS, 'arch', 'flip', 'seed', 'device', 'vocab'}: raise SettingsError(f'row {r["name"]!r}: {sorted(clash)} among args.',
+        'args are those of timm.create_model; the others have columns.')
+    if not re.fullmatch(r'\w[\w.-]{0,99}', str(r['name'])): raise SettingsError(f'name {r["name"]!r} can\'t be the name of a folder.',
+        'use letters, digits and underscores.')
     return r
 
 # %% ../../nbs/classify/24_compete.ipynb #9504c2d5
@@ -71,7 +77,11 @@ def row_settings(plan, r)->dict:
     return dict(arch=r.arch, size=r['size'], item=r['item'], effective_bs=r.effective_bs, **_split(r), **_stages(r), epochs=r.epochs, lr=r.lr, weights=r.weights,
                 flip=plan.flip, seed=plan.seed, device=plan.device, **json.loads(r.args))
 
-def prepare(data, out, models='tiny', effective_bs=None, epochs=None, micro_bs=None, device=None, flip=True, k=5, views=None, weights=None, groups=None, holdout=.2, seed=42)->Plan:
+# %% ../../nbs/classify/24_compete.ipynb #e99e8d65
+def prepare(
+    data, out, models='tiny', effective_bs=None, epochs=None, micro_bs=None, device=None, flip=True,
+    k=5, views=None, weights=None, groups=None, holdout=.2, seed=42
+)->Plan:
     "Read and check all of it: see `compete` for the arguments"
     device, out, models = pick_device(device), Path(out).expanduser(), read_models(models)
     for col, v in (('effective_bs', effective_bs), ('epochs', epochs)):
@@ -198,8 +208,10 @@ def _finish(plan):
     rows = []
     for run, (_, m) in zip(runs, plan.models.iterrows()):
         f = {**run.facts('predict'), **run.facts('train')}
-        rows.append(dict(name=run.name, arch=m.arch, item=m['item'], size=str(m['size']), weight=plan.weights[run.name], valid_error=f['valid_error'], valid_tta_error=f['valid_tta_error'],
-                         test_error=f.get('test_error'), test_tta_error=f.get('test_tta_error'), seconds=f['seconds'], steps=f['steps'], micro_bs=f['micro_bs'], peak_mib=f['memory']['peak'], added_mib=f['memory']['added']))
+        rows.append(dict(name=run.name, arch=m.arch, item=m['item'], size=str(m['size']), weight=plan.weights[run.name],
+                         valid_error=f['valid_error'], valid_tta_error=f['valid_tta_error'],
+                         test_error=f.get('test_error'), test_tta_error=f.get('test_tta_error'), seconds=f['seconds'], steps=f['steps'],
+                         micro_bs=f['micro_bs'], peak_mib=f['memory']['peak'], added_mib=f['memory']['added']))
     rows.append(dict(name='ensemble', valid_tta_error=valid.error, test_tta_error=test.with_targets(truth).error if truth else None))
     base = baselines(plan)
     rows += [dict(name=n, valid_error=base.preds(f'{n} valid').error, test_error=base.preds(f'{n} test').error if truth else None) for n in BASELINES]
@@ -264,6 +276,7 @@ def fig_errors(result):
     ax.set_xlabel(f'error on the {which} pictures, % (95% interval)'); ax.legend(fontsize=8)
     return fig
 
+# %% ../../nbs/classify/24_compete.ipynb #9f6cedd9
 def fig_confusion(p, most=40):
     "Counts of true against predicted class; the diagonal is left out, since it would drown the rest"
     m = pd.crosstab(pd.Categorical(p.targets, p.vocab), pd.Categorical(p.labels, p.vocab), dropna=False).to_numpy().copy()
@@ -301,7 +314,9 @@ def _png(make):
     return f'<img src="data:image/png;base64,{base64.b64encode(buf.getvalue()).decode()}">'
 
 # %% ../../nbs/classify/24_compete.ipynb #6a32cd44
-CSS = 'body{font:16px/1.5 system-ui,sans-serif;max-width:1150px;margin:2em auto;padding:0 1em;color:#222} img{max-width:100%} table{border-collapse:collapse;font-size:13px} td,th{padding:.25em .6em;border-bottom:1px solid #ddd;text-align:right} h2{margin-top:2em} .scroll{overflow-x:auto} figcaption,footer{color:#666;font-size:14px}'
+CSS = '''body{font:16px/1.5 system-ui,sans-serif;max-width:1150px;margin:2em auto;padding:0 1em;color:#222}
+img{max-width:100%} table{border-collapse:collapse;font-size:13px} td,th{padding:.25em .6em;border-bottom:1px solid #ddd;text-align:right}
+h2{margin-top:2em} .scroll{overflow-x:auto} figcaption,footer{color:#666;font-size:14px}'''
 
 def write_report(result:Result)->Path:
     "Write out/report.html, one file with its figures inside"
@@ -312,11 +327,13 @@ def write_report(result:Result)->Path:
     ens = ensemble(tta, plan.weights)
     figures = [('Label counts', 'Training and validation pictures of each class.', lambda: fig_counts(plan)),
                ('A batch as the model sees it', f'After the item transform and augmentation of {plan.models.name[0]}.', lambda: fig_batch(plan)),
-               ('Loss', 'Of each epoch; the training loss is a running mean on augmented pictures, the validation loss is on plain ones.', lambda: fig_losses(plan)), ('Memory', 'Peak during training' + (' (resident set of the process, a rough figure: freed blocks are used again).' if plan.device == 'cpu' else ' on the device.'), lambda: fig_memory(plan)),
+               ('Loss', 'Of each epoch; the training loss is a running mean on augmented pictures, the validation loss is on plain ones.', lambda: fig_losses(plan)),
+               ('Memory', 'Peak during training' + (' (resident set of the process).' if plan.device == 'cpu' else ' on the device.'), lambda: fig_memory(plan)),
                ('Errors', f'{len(ens)} {which} pictures.', lambda: fig_errors(result)), ('Confusion', f'Ensemble, {which} pictures.', lambda: fig_confusion(ens)),
                ('Worst mistakes', 'Those of which the ensemble was surest.' if ens.wrong.any() else 'None.', lambda: fig_worst(ens, paths))]
     body = ''.join(f'<h2>{html.escape(t)}</h2><figure>{_png(f)}<figcaption>{html.escape(c)}</figcaption></figure>' for t, c, f in figures)
-    table = result.table.to_html(na_rep='', float_format='%.4g', border=0, formatters={c: lambda v: '' if pd.isna(v) else f'{v:.2%}' for c in result.table if c.endswith('error')})
+    table = result.table.to_html(na_rep='', float_format='%.4g', border=0, 
+        formatters={c: lambda v: '' if pd.isna(v) else f'{v:.2%}' for c in result.table if c.endswith('error')})
     page = (f'<!doctype html><meta charset="utf-8"><title>vision_ft report</title><style>{CSS}</style><h1>{len(plan.models)} models and their ensemble</h1>'
             f'<p>{html.escape(str(plan.comp))}.</p><pre>{html.escape(summary(result))}</pre><div class="scroll">{table}</div>{body}'
             f'<footer>{html.escape(", ".join(f"{k} {v}" for k, v in versions().items() if v and k != "git"))}</footer>')

@@ -25,10 +25,12 @@ def check_weights(
 )->dict:     # a weight for every member; they sum to 1
     "Weights by name: ≥ 0, not all 0, none for a member that doesn't exist; a member without one counts once"
     names, weights = list(names), dict(weights or {})
-    if len(set(names)) < len(names): raise SettingsError(f'members of an ensemble need different names, got {names}.', 'give each run a name of its own.')
+    if len(set(names)) < len(names): raise SettingsError(f'members of an ensemble need different names, got {names}.',
+        'give each run a name of its own.')
     for k in weights: check_name(k, names, 'ensemble member')
     w = {n: float(weights.get(n, 1.)) for n in names}
-    if not all(np.isfinite(v) and v >= 0 for v in w.values()) or not sum(w.values()): raise SettingsError(f'weights must be finite, ≥ 0 and not all 0, got {w}.', 'leave out what should count once.')
+    if not all(np.isfinite(v) and v >= 0 for v in w.values()) or not sum(w.values()): raise SettingsError(f'weights must be finite, ≥ 0 and not all 0, got {w}.',
+        'leave out what should count once.')
     return {k: v/sum(w.values()) for k, v in w.items()}
 
 # %% ../../nbs/classify/22_ensemble.ipynb #b08c720c
@@ -40,7 +42,8 @@ def _together(
     check_weights(None, [p.name for p in preds])
     first, aligned = preds[0], [p.align(preds[0]) for p in preds]
     known = next((p for p in aligned if p.targets is not None), None)
-    if truth and (known is None or not len(known)): raise DataError('weights are fitted to the truth, and no member has targets.', 'use `with_targets(...)` on the out-of-fold predictions.')
+    if truth and (known is None or not len(known)): raise DataError('weights are fitted to the truth, and no member has targets.',
+        'use `with_targets(...)` on the out-of-fold predictions.')
     for p in aligned:
         if p.targets is not None and (n := int((p.targets != known.targets).sum())):
             raise DataError(f'{known.name} and {p.name} disagree on the true label of {n} pictures.', 'predict again on one table of labels.')
@@ -80,8 +83,10 @@ def out_of_fold(
     for k in sorted(set(folds)):
         train, valid = (d.assign(fold=d.id.map(folds)) for d in split_rows(table, split, k))
         p = fit(train, valid)
-        if not isinstance(p, Preds): raise SettingsError(f'fit must return Preds, got {type(p).__name__}.', 'return Preds(valid_rows.id, vocab, probs).')
-        if lost := set(valid.id) ^ set(p.ids): raise DataError(f'fold {k}: {len(set(valid.id)-set(p.ids))} of its pictures were not predicted, {len(set(p.ids)-set(valid.id))} others were, such as {sorted(lost)[:3]}.', 'fit must predict exactly valid_rows.')
+        if not isinstance(p, Preds): raise SettingsError(f'fit must return Preds, got {type(p).__name__}.',
+            'return Preds(valid_rows.id, vocab, probs).')
+        if lost := set(valid.id) ^ set(p.ids): raise DataError(f'fold {k}: {len(set(valid.id)-set(p.ids))} of its pictures were not predicted, {len(set(p.ids)-set(valid.id))} others were, such as {sorted(lost)[:3]}.',
+            'fit must predict exactly valid_rows.')
         parts.append(p)
     return replace(_join(parts), name=name).take(table.id).with_targets(dict(zip(table.id, table.label)))
 
@@ -172,7 +177,8 @@ def _climb(F, loss, steps):
 def _greedy(probs, y, how, metric, seed, bags=20, share=.5, least=5, steps=50):
     "Bagged ensemble selection (Caruana et al., 2004)"
     (before, after), M, rng = POOLS[how], len(probs), np.random.default_rng(seed)
-    if (how, metric) == ('mean', 'log_loss'): F, loss = np.take_along_axis(probs, y[None, :, None], -1), lambda s: -_log(s[..., 0]).mean(-1) # only the true class matters
+    if (how, metric) == ('mean', 'log_loss'): # only the true class matters
+        F, loss = np.take_along_axis(probs, y[None, :, None], -1), lambda s: -_log(s[..., 0]).mean(-1)
     else: F, loss = before(probs), lambda s: METRICS[metric](after(s), y).mean(-1) + 1e-8*log_loss(after(s), y).mean(-1)
     size = min(M, max(least, round(share*M)))
     drawn, times = np.unique([np.sort(rng.permutation(M)[:size]) for _ in range(bags)], axis=0, return_counts=True)
@@ -183,7 +189,8 @@ def _greedy(probs, y, how, metric, seed, bags=20, share=.5, least=5, steps=50):
 # %% ../../nbs/classify/22_ensemble.ipynb #8e786ced
 def _convex(probs, y, how, metric, seed):
     "Weights on the simplex with the least log loss"
-    if how == 'rank' or metric != 'log_loss': raise SettingsError(f'convex weights minimise the log loss of a mean or geometric mean, not {metric} with how={how!r}.', "use method='greedy'.")
+    if how == 'rank' or metric != 'log_loss': raise SettingsError(f'convex weights minimise the log loss of a mean or geometric mean, not {metric} with how={how!r}.',
+        "use method='greedy'.")
     return (_convex_geometric if how == 'geometric' else convex_weights)(probs, y)
 
 def _convex_geometric(probs, y):
@@ -225,7 +232,8 @@ def _read(recipe):
     words, kinds = recipe.split('+'), (METHODS, POOLS, ['calibrated'], ['tempered'])
     for o in words: check_name(o, [k for kind in kinds for k in kind], 'word of a recipe')
     picked = [[o for o in words if o in kind] for kind in kinds]
-    if any(len(o) > 1 for o in picked): raise SettingsError(f'{recipe!r} says the same kind of thing twice.', "one method, one pool: 'calibrated+convex+geometric'.")
+    if any(len(o) > 1 for o in picked): raise SettingsError(f'{recipe!r} says the same kind of thing twice.',
+        "one method, one pool: 'calibrated+convex+geometric'.")
     return (picked[0] or ['equal'])[0], (picked[1] or ['mean'])[0], bool(picked[2]), bool(picked[3])
 
 @dataclass(frozen=True, eq=False)
@@ -237,7 +245,8 @@ class Blend:
     temperatures:dict=None  # name → temperature of the member, or None
     temperature:float=1.    # of the ensemble
     def __call__(self, preds, name='ensemble')->Preds:
-        if set(self.weights) != {p.name for p in preds}: raise DataError(f'this blend is of {sorted(self.weights)}, got {sorted(p.name for p in preds)}.', 'pass predictions of the same members.')
+        if set(self.weights) != {p.name for p in preds}: raise DataError(f'this blend is of {sorted(self.weights)}, got {sorted(p.name for p in preds)}.',
+            'pass predictions of the same members.')
         if self.temperatures: preds = [calibrate(p, self.temperatures[p.name]) for p in preds]
         ens = ensemble(preds, self.weights, name, self.how)
         return ens if self.temperature == 1 else calibrate(ens, self.temperature)
@@ -288,9 +297,11 @@ def _folds(first, split, seed):
     "(N,) number of the fold of each row: from a split, or dealt out class by class"
     if isinstance(split, pd.DataFrame):
         fold = pd.Series(first.ids).map(split.set_index('id').fold)
-        if fold.isna().any(): raise DataError(f'the split lacks {int(fold.isna().sum())} pictures, such as {[*first.ids[fold.isna()]][:3]}.', 'pass the split that made the predictions.')
+        if fold.isna().any(): raise DataError(f'the split lacks {int(fold.isna().sum())} pictures, such as {[*first.ids[fold.isna()]][:3]}.',
+            'pass the split that made the predictions.')
         return fold.to_numpy()
-    if not 2 <= split <= len(first): raise SettingsError(f'a comparison needs from 2 to {len(first)} folds, got {split}.', 'use 5, or the split of the predictions.')
+    if not 2 <= split <= len(first): raise SettingsError(f'a comparison needs from 2 to {len(first)} folds, got {split}.',
+        'use 5, or the split of the predictions.')
     order, fold = np.random.default_rng(seed).permutation(len(first)), np.empty(len(first), int)
     fold[order[first.targets[order].argsort(kind='stable')]] = np.arange(len(first)) % split
     return fold
@@ -410,7 +421,8 @@ def members_table(
     w, ens, rows = check_weights(weights, names), ensemble(preds, weights, how=how), []
     for p, own in [*zip(preds, probs), (ens, ens.probs)]:
         k = int((own.argmax(-1) != y).sum())
-        row = dict(name=p.name, weight=w.get(p.name) if p is not ens else None, error=k/len(y), **dict(zip(('low', 'high'), wilson(k, len(y)))), log_loss=log_loss(own, y).mean())
+        row = dict(name=p.name, weight=w.get(p.name) if p is not ens else None, error=k/len(y),
+                   **dict(zip(('low', 'high'), wilson(k, len(y)))), log_loss=log_loss(own, y).mean())
         others = [q for q in preds if q is not p]
         if p is not ens and others and sum(w[q.name] for q in others): row.update(_adds(p, others, w, how, ens, y, n_boot, seed))
         rows.append(row)

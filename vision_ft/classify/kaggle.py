@@ -41,7 +41,8 @@ def read_competition(
 
 def _plain(path, holdout, seed, groups, csv):
     table, k = read_folder(path), round(1/holdout) if 0 < holdout <= .5 else 0
-    if not k or abs(holdout-1/k) > .005: raise SettingsError(f'holdout must be one part of k, at most 0.5, got {holdout}.', 'use 0.5, 0.33, 0.25, 0.2, 0.1 …')
+    if not k or abs(holdout-1/k) > .005: raise SettingsError(f'holdout must be one part of k, at most 0.5, got {holdout}.',
+        'use 0.5, 0.33, 0.25, 0.2, 0.1 …')
     check_table(table)
     kw = dict(k=k, seed=seed, groups=groups)
     train, test = split_rows(table, saved_split(table, csv, **kw) if csv else make_split(table, **kw), fold=0)
@@ -51,10 +52,12 @@ def _plain(path, holdout, seed, groups, csv):
 def _kaggle(path):
     images, csv = path/'train_images', path/'train.csv'
     train = check_table(read_csv(csv, images) if csv.exists() else read_folder(images))
-    if not (path/'test_images').is_dir(): raise DataError(f'{path} has train_images but no test_images.', 'add test_images/, or pass the folder of class folders to hold a share out.')
+    if not (path/'test_images').is_dir(): raise DataError(f'{path} has train_images but no test_images.',
+        'add test_images/, or pass the folder of class folders to hold a share out.')
     files = image_files(path/'test_images')
     test = pd.DataFrame(dict(id=[f.relative_to(path/'test_images').as_posix() for f in files], path=[str(f) for f in files]))
-    if len(bad := drop_unreadable(test)[1]): raise DataError(f'{len(bad)} test images cannot be read, such as {bad.id.iloc[0]}: {bad.why.iloc[0]}.', 'download them again; every one needs a prediction.')
+    if len(bad := drop_unreadable(test)[1]): raise DataError(f'{len(bad)} test images cannot be read, such as {bad.id.iloc[0]}: {bad.why.iloc[0]}.',
+        'download them again; every one needs a prediction.')
     if (sample := path/'sample_submission.csv').exists(): test = _without_suffix(test, read_text(sample).iloc[:, 0])
     if copies := same_bytes(train, test): warnings.warn(f'{len(copies)} test pictures are byte for byte in the training set too, such as {copies[0]}.')
     sample = read_sample(sample, test.id) if (path/'sample_submission.csv').exists() else None
@@ -62,8 +65,10 @@ def _kaggle(path):
     if (path/'solution.csv').exists():
         s = read_text(path/'solution.csv')
         truth = dict(zip(s.iloc[:, 0], s.iloc[:, 1]))
-        if missing := sorted(set(test.id)-set(truth)): raise DataError(f'solution.csv lacks {len(missing)} test pictures, such as {missing[0]}.', 'complete it, or remove it.')
-        if strange := sorted({truth[i] for i in test.id}-set(train.label)): raise DataError(f'solution.csv has labels that no training picture has: {strange[:5]}.', 'correct it, or remove it.')
+        if missing := sorted(set(test.id)-set(truth)): raise DataError(f'solution.csv lacks {len(missing)} test pictures, such as {missing[0]}.',
+            'complete it, or remove it.')
+        if strange := sorted({truth[i] for i in test.id}-set(train.label)): raise DataError(f'solution.csv has labels that no training picture has: {strange[:5]}.',
+            'correct it, or remove it.')
     return Competition(train, test, sample, truth)
 
 # %% ../../nbs/classify/23_kaggle.ipynb #5a3c1e0b
@@ -78,9 +83,11 @@ def read_sample(
 )->pd.DataFrame:
     "A sample submission, its ids compared with the test pictures: none twice, none missing, none too many"
     s = read_text(csv)
-    if s.shape[1] != 2: raise DataError(f'{csv} should have two columns, id and label; it has {list(s.columns)}.', 'write that form by hand with `Preds.df()`.')
+    if s.shape[1] != 2: raise DataError(f'{csv} should have two columns, id and label; it has {list(s.columns)}.',
+        'write that form by hand with `Preds.df()`.')
     ids, want = list(s.iloc[:, 0]), list(test_ids)
-    if dup := s.iloc[:, 0][s.iloc[:, 0].duplicated()].tolist(): raise DataError(f'{Path(csv).name} has {len(dup)} duplicate ids, such as {dup[0]}.', 'download it again.')
+    if dup := s.iloc[:, 0][s.iloc[:, 0].duplicated()].tolist(): raise DataError(f'{Path(csv).name} has {len(dup)} duplicate ids, such as {dup[0]}.',
+        'download it again.')
     missing, extra = sorted(set(ids)-set(want)), sorted(set(want)-set(ids))
     if missing or extra: raise DataError(f'{Path(csv).name} and test_images differ: {len(missing)} ids without a file {missing[:3]}, {len(extra)} files without an id {extra[:3]}.',
                                          'unpack the test images again, all of them and no others.')
@@ -121,7 +128,8 @@ def submit(
 ):
     "Upload a submission to Kaggle; returns the client's answer"
     s = read_text(csv)
-    if sample is not None and s.iloc[:, 0].tolist() != sample.iloc[:, 0].tolist(): raise DataError(f'the ids of {csv} are not those of the sample.', 'write it again with `write_submission`.')
+    if sample is not None and s.iloc[:, 0].tolist() != sample.iloc[:, 0].tolist(): raise DataError(f'the ids of {csv} are not those of the sample.',
+        'write it again with `write_submission`.')
     if (s == '').any(axis=None): raise DataError(f'{csv} has empty cells.', 'write it again with `write_submission`.')
     return (api or _kaggle_api()).competition_submit(str(csv), message, competition)
 

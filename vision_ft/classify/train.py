@@ -42,7 +42,8 @@ def parse_size(
     try:
         s = [int(o) for o in (size.split('x') if isinstance(size, str) else size if isinstance(size, (tuple, list)) else [size])]
         if len(s) > 2 or min(s) < 1: raise ValueError
-    except (ValueError, TypeError): raise SettingsError(f'{size!r} is not a size in pixels.', 'write it like 224 or 320x224 (height x width).') from None
+    except (ValueError, TypeError): raise SettingsError(f'{size!r} is not a size in pixels.',
+        'write it like 224 or 320x224 (height x width).') from None
     return s[0] if len(set(s)) == 1 else tuple(s)
 
 def item_tfm(
@@ -124,15 +125,18 @@ class Trained:
 
 def _check(train, valid, vocab):
     for name, t in (('training', train), ('validation', valid)):
-        if not {'id', 'label', 'path'} <= set(t.columns): raise DataError(f'the {name} table needs the columns id, label, path; it has {list(t.columns)}.', 'make it with chapter 10, such as `read_folder(...)`.')
+        if not {'id', 'label', 'path'} <= set(t.columns): raise DataError(f'the {name} table needs the columns id, label, path; it has {list(t.columns)}.',
+            'make it with chapter 10, such as `read_folder(...)`.')
         if not len(t): raise DataError(f'the {name} table has no rows.', 'pass a table with a row a picture.')
     labels = set(train.label)
     if vocab is None and len(labels) == 1:
         raise DataError(f'all {len(train)} training pictures have the label {labels.pop()!r}: the model would learn to say nothing else.',
                         'train on all classes; for a memory trial on one class, pass vocab=… with all of them.')
     unknown = (labels | set(valid.label)) - set(vocab or labels)
-    if unknown: raise DataError(f'labels {sorted(unknown)[:5]} of the tables are not among the {"vocab" if vocab else "training labels"}.', 'pass vocab=… with all classes, or drop those rows.')
-    if both := sorted(set(train.path) & set(valid.path)): raise DataError(f'{len(both)} pictures are both in training and in validation, such as {both[0]}.', 'split with chapter 10, `split_rows(...)`.')
+    if unknown: raise DataError(f'labels {sorted(unknown)[:5]} of the tables are not among the {"vocab" if vocab else "training labels"}.',
+        'pass vocab=… with all classes, or drop those rows.')
+    if both := sorted(set(train.path) & set(valid.path)): raise DataError(f'{len(both)} pictures are both in training and in validation, such as {both[0]}.',
+        'split with chapter 10, `split_rows(...)`.')
 
 # %% ../../nbs/classify/20_train.ipynb #5215d347
 def train_settings(
@@ -153,12 +157,16 @@ def train_settings(
 )->dict:
     "All that decides how a training comes out, checked"
     _check(train, valid, vocab)
-    if effective_bs < 1: raise SettingsError(f'effective_bs must be at least 1, got {effective_bs}.', 'it is the number of pictures to an optimizer step, such as 64.')
-    if not 1 <= accum <= effective_bs: raise SettingsError(f'accum must be from 1 to effective_bs ({effective_bs}), got {accum}.', 'accum is the number of micro-batches.')
+    if effective_bs < 1: raise SettingsError(f'effective_bs must be at least 1, got {effective_bs}.',
+        'it is the number of pictures to an optimizer step, such as 64.')
+    if not 1 <= accum <= effective_bs: raise SettingsError(f'accum must be from 1 to effective_bs ({effective_bs}), got {accum}.',
+        'accum is the number of micro-batches.')
     if micro_bs is not None: accum = _accum(effective_bs, accum, micro_bs)
-    if epochs < 1 or not 0 < lr < 100: raise SettingsError(f'epochs must be at least 1 and lr above 0, got epochs={epochs}, lr={lr}.', 'lr is about 0.01 with weights, 0.003 without.')
+    if epochs < 1 or not 0 < lr < 100: raise SettingsError(f'epochs must be at least 1 and lr above 0, got epochs={epochs}, lr={lr}.',
+        'lr is about 0.01 with weights, 0.003 without.')
     item_tfm(item)
-    return dict(arch=arch, size=parse_size(size), item=str(item), effective_bs=int(effective_bs), accum=accum if accum == 'auto' else int(accum), epochs=int(epochs), lr=float(lr),
+    return dict(arch=arch, size=parse_size(size), item=str(item), effective_bs=int(effective_bs),
+                accum=accum if accum == 'auto' else int(accum), epochs=int(epochs), lr=float(lr),
                 finetune=weights is not None if finetune is None else bool(finetune), weights=_weights_id(weights), flip=bool(flip), seed=seed,
                 vocab=sorted(map(str, vocab or train.label.unique())), device=pick_device(device).split(':')[0], model_args=model_args, data=data_id(train, valid))
 
@@ -226,7 +234,8 @@ def _fit(train, valid, s, weights, device, num_workers, progress, path, micro_bs
         if s['finetune']: learn.fine_tune(s['epochs'], s['lr'])
         else: learn.unfreeze(); learn.fit_one_cycle(s['epochs'], s['lr'])
     if not history.table.train_loss.notna().all():
-        raise SettingsError(f'the training loss became NaN in epoch {int(history.table.train_loss.isna().argmax())}.', f'lower lr (it was {s["lr"]}).')
+        raise SettingsError(f'the training loss became NaN in epoch {int(history.table.train_loss.isna().argmax())}.',
+            f'lower lr (it was {s["lr"]}).')
     mib = dict(start=round(memory.start_mib, 1), peak=round(memory.peak_mib, 1), added=round(memory.added_mib, 1))
     return Trained(learn, history.table, mib, time.perf_counter()-t, micro_bs)
 
@@ -237,7 +246,8 @@ def _accum(effective_bs, accum, micro_bs):
     if micro_bs == 'auto': return 'auto'
     try: n = int(micro_bs)
     except (TypeError, ValueError): n = 0
-    if not 1 <= n <= effective_bs: raise SettingsError(f"micro_bs must be from 1 to effective_bs ({effective_bs}), or 'auto', got {micro_bs!r}.", 'it is the number of pictures that go through the model at a time.')
+    if not 1 <= n <= effective_bs: raise SettingsError(f"micro_bs must be from 1 to effective_bs ({effective_bs}), or 'auto', got {micro_bs!r}.",
+        'it is the number of pictures that go through the model at a time.')
     return ceil(effective_bs/n)
 
 def _planned(s, device):

@@ -74,18 +74,23 @@ def _find_files(rel, ids, labels):
 # %% ../../nbs/data/10_tables.ipynb #692a5304
 def _check_rows(d, what='the table'):
     "An error unless there are rows, their ids are unique, and each has a label"
-    if lack := [c for c in ('id', 'label') if c not in d]: raise DataError(f'{what} lacks {", ".join(lack)}; it has {", ".join(map(str, d.columns))}.', 'make it with `read_folder` or `read_csv`.')
+    if lack := [c for c in ('id', 'label') if c not in d]: raise DataError(f'{what} lacks {", ".join(lack)}; it has {", ".join(map(str, d.columns))}.',
+        'make it with `read_folder` or `read_csv`.')
     if not len(d): raise DataError(f'{what} has no rows.', 'check the folder and any filter that was applied.')
-    if (twice := d.id.duplicated()).any(): raise DataError(f'{what}: {twice.sum()} rows repeat an id, such as {_some(d.id[twice])}.', 'keep one row for each image.')
+    if (twice := d.id.duplicated()).any(): raise DataError(f'{what}: {twice.sum()} rows repeat an id, such as {_some(d.id[twice])}.',
+        'keep one row for each image.')
     empty = d.label.isna() | (d.label.astype(str).str.strip() == '')
-    if empty.any(): raise DataError(f'{what}: {empty.sum()} of {len(d)} rows have no label, such as {_some(d.id[empty])}.', 'label them, or remove the rows.')
+    if empty.any(): raise DataError(f'{what}: {empty.sum()} of {len(d)} rows have no label, such as {_some(d.id[empty])}.',
+        'label them, or remove the rows.')
 
 def read_text(csv):
     "A CSV file as text: no number loses its zeros, no label `NA` turns into a gap"
     try: return pd.read_csv(csv, dtype=str, keep_default_na=False, encoding='utf-8-sig')
     except FileNotFoundError: raise DataError(f'{csv} does not exist.', 'check the path.') from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e: raise DataError(f'{csv} is not a CSV file in UTF-8: {e}.', 'save it again as CSV in UTF-8.') from e
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e: raise DataError(f'{csv} is not a CSV file in UTF-8: {e}.',
+        'save it again as CSV in UTF-8.') from e
 
+# %% ../../nbs/data/10_tables.ipynb #e9f83422
 def read_csv(
     csv,               # file with a row for each image
     folder,            # folder of images that the ids are relative to
@@ -100,7 +105,8 @@ def read_csv(
     rel = _find_files([o.relative_to(folder).as_posix() for o in image_files(folder)], d.id, d.label)
     if lost := [i for i, o in zip(d.id, rel) if o is None]: raise DataError(f'{len(lost)} of {len(d)} images of {csv} are not in {folder}, such as {_some(lost)}.',
         'give the folder that the ids are relative to; files are looked for at id and label/id, with and without a suffix.')
-    if len(set(rel)) < len(rel): raise DataError(f'two rows of {csv} name the same file, once with its suffix and once without.', 'keep one row for each image.')
+    if len(set(rel)) < len(rel): raise DataError(f'two rows of {csv} name the same file, once with its suffix and once without.',
+        'keep one row for each image.')
     return _table(folder, rel, d.label.tolist())
 
 def _some(a, n=3): return ', '.join(map(str, list(a)[:n]))
@@ -164,7 +170,8 @@ def check_table(
     n = label_counts(df)
     if len(n) == 1 and not one_class_ok: raise DataError(f'all {len(df)} images have the label {n.index[0]!r}: a model would learn to say it always.',
         'point to the folder above the class folders. If this is a trial set, use it to measure memory and pass one_class_ok=True.')
-    if n.min() < 2: raise DataError(f'class {n.index[-1]!r} has a single image, which cannot be both learned from and held out.', 'add images of it, or drop the class.')
+    if n.min() < 2: raise DataError(f'class {n.index[-1]!r} has a single image, which cannot be both learned from and held out.',
+        'add images of it, or drop the class.')
     _, bad = drop_unreadable(df, workers)
     if len(bad): raise DataError(f'{len(bad)} of {len(df)} images cannot be read:\n' + '\n'.join(f'    {o.id}: {o.why}' for o in bad[:5].itertuples()),
                                  'replace them, or train without them: good, bad = drop_unreadable(df).')
@@ -208,11 +215,13 @@ def same_bytes(
     known = {k for i, k in zip(ids, keys) if i[0] == 'a'}
     return [i[1:] for i, k in zip(ids, keys) if i[0] == 'b' and k in known]
 
+# %% ../../nbs/data/10_tables.ipynb #8a614a81
 def _group_keys(groups, ids):
     "(ids, keys) of the caller's groups: a dict, a Series id → group, or a DataFrame id, group; only ids of the table"
     pairs = groups[['id', 'group']].to_numpy() if isinstance(groups, pd.DataFrame) else list(pd.Series(groups, dtype=object).items())
     mine = [(i, f'group {g}') for i, g in pairs if i in ids and pd.notna(g)]
-    if len(pairs) and not mine: raise DataError(f'groups name none of the images: they have ids like {pairs[0][0]!r}, the table has {next(iter(ids))!r}.', 'ids are paths relative to the folder of images, with their suffix.')
+    if len(pairs) and not mine: raise DataError(f'groups name none of the images: they have ids like {pairs[0][0]!r}, the table has {next(iter(ids))!r}.',
+        'ids are paths relative to the folder of images, with their suffix.')
     return [i for i, _ in mine], [g for _, g in mine]
 
 def _groups(df, groups=None):
@@ -246,7 +255,8 @@ def make_split(
     for attempt in range(20): # large groups can leave a fold without a class: another shuffle may not
         split = d[['id', 'label']].assign(fold=_deal(d, g, k, seed+attempt))
         if not (lack := pd.crosstab(split.label, split.fold).eq(0)).any(axis=None): break
-    else: raise DataError(f'fold {lack.any().idxmax()} would hold no image of {lack.any(axis=1).idxmax()!r}, because of large groups.', 'use fewer folds or smaller groups.')
+    else: raise DataError(f'fold {lack.any().idxmax()} would hold no image of {lack.any(axis=1).idxmax()!r}, because of large groups.',
+        'use fewer folds or smaller groups.')
     return split
 
 # %% ../../nbs/data/10_tables.ipynb #0e3a24db
@@ -288,20 +298,23 @@ def read_split(
 )->pd.DataFrame: # id, label, fold
     "Read a split, and check that its ids and labels are exactly those of `df`"
     d = read_text(csv)
-    if lack := [c for c in ('id', 'label', 'fold') if c not in d]: raise DataError(f'{csv} lacks the columns {", ".join(lack)}.', 'make it with `save_split`.')
+    if lack := [c for c in ('id', 'label', 'fold') if c not in d]: raise DataError(f'{csv} lacks the columns {", ".join(lack)}.',
+        'make it with `save_split`.')
     if d.id.duplicated().any() or not d.fold.str.fullmatch(r'\d+').all() or set(d.fold.astype(int)) != set(range(d.fold.nunique())):
         raise DataError(f'{csv} is damaged: an id comes twice, or the folds are not 0, 1, 2, ….', 'restore it from version control.')
     d = d[['id', 'label', 'fold']].astype(dict(fold=int))
     _check_split(d, df)
     return d
 
+# %% ../../nbs/data/10_tables.ipynb #87c287d8
 def save_split(
     split, # DataFrame id, label, fold
     csv    # file to write; an existing one must say the same
 )->Path:
     "Write a split in one step; a file that holds another split is never overwritten"
     csv, text = Path(csv), split[['id', 'label', 'fold']].to_csv(index=False, lineterminator='\n').encode()
-    if csv.exists() and csv.read_bytes() != text: raise DataError(f'{csv} exists and holds another split.', 'choose another name; delete it only if no result depends on it.')
+    if csv.exists() and csv.read_bytes() != text: raise DataError(f'{csv} exists and holds another split.',
+        'choose another name; delete it only if no result depends on it.')
     with atomic_path(csv) as tmp: tmp.write_bytes(text)
     return csv
 
@@ -316,9 +329,11 @@ def saved_split(
     "The split in `csv`, made and written the first time, read and checked ever after"
     if not Path(csv).exists(): return read_split(save_split(make_split(df, k, seed, groups), csv), df)
     split = read_split(csv, df)
-    if (had := split.fold.nunique()) != k: raise SettingsError(f'{csv} has {had} folds, k={k} was asked for.', f'pass k={had}, or choose another file for a split of {k}.')
+    if (had := split.fold.nunique()) != k: raise SettingsError(f'{csv} has {had} folds, k={k} was asked for.',
+        f'pass k={had}, or choose another file for a split of {k}.')
     if groups is not None and len(bad := leaks(split, groups)):
-        raise DataError(f'{csv} was made without these groups: {len(bad)} images lie in a group that straddles folds, such as {_some(bad.id, 2)}.', 'make a new split in a new file.')
+        raise DataError(f'{csv} was made without these groups: {len(bad)} images lie in a group that straddles folds, such as {_some(bad.id, 2)}.',
+            'make a new split in a new file.')
     return split
 
 def split_rows(
@@ -328,6 +343,7 @@ def split_rows(
 )->tuple[pd.DataFrame, pd.DataFrame]: # rows to train on, rows held out
     "The two parts of a table when one fold is held out"
     _check_split(split, df)
-    if fold not in set(split.fold): raise SettingsError(f'fold {fold!r} does not exist.', f'folds are {", ".join(map(str, sorted(set(split.fold))))}.')
+    if fold not in set(split.fold): raise SettingsError(f'fold {fold!r} does not exist.',
+        f'folds are {", ".join(map(str, sorted(set(split.fold))))}.')
     held = df.id.map(split.set_index('id').fold) == fold
     return df[~held].reset_index(drop=True), df[held].reset_index(drop=True)
