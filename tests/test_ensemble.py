@@ -7,8 +7,8 @@ from scipy.optimize import minimize
 from scipy.special import softmax
 from sklearn.metrics import log_loss as sk_log_loss
 from vision_ft.core import DataError, Preds, SettingsError
-from vision_ft.classify.ensemble import (DIVERSITY, EPS, METHODS, METRICS, POOLS, RECIPES, calibrate, calibration_error, check_weights, compare_weights, diversity, ensemble,
-                                         fit_blend, fit_weights, log_loss, mean_loss, members_table, nested, out_of_fold, reliability, temperature)
+from vision_ft.classify.ensemble import (DIVERSITY, EPS, METHODS, METRICS, POOLS, RECIPES, calibrate, calibration_error, check_weights, compare_weights, convex_weights,
+                                         diversity, ensemble, fit_blend, fit_weights, log_loss, mean_loss, members_table, nested, out_of_fold, reliability, temperature)
 
 quick = settings(max_examples=25, deadline=None, derandomize=True)
 
@@ -93,6 +93,16 @@ def test_greedy_bags():
     narrow = fit_weights(preds, 'greedy', share=.5)
     wide = fit_weights(preds, 'greedy', share=1.)
     assert wide['m0']+wide['m1'] > narrow['m0']+narrow['m1'] # half a library often lacks the best
+
+def test_convex_weights_against_em():
+    rng = np.random.default_rng(0)
+    p, y = rng.dirichlet(np.ones(5)*.5, size=(4, 300)), rng.integers(5, size=300)
+    p[2, np.arange(300), y] += .3; p /= p.sum(-1, keepdims=True)
+    w, t = np.full(4, .25), p[:, np.arange(300), y]
+    for _ in range(20000): w = w*(t/(w@t)).mean(1)
+    got = convex_weights(p, y)
+    assert got.min() >= 0 and abs(got.sum()-1) < 1e-9 and np.log(got@t).mean() > np.log(w@t).mean()-1e-7
+    np.testing.assert_allclose(got, w, atol=2e-3)
 
 def test_same_error_is_decided_by_log_loss():
     sure = world(2, 200, (3.,))[0]
@@ -254,3 +264,29 @@ def test_refusals():
     with pytest.raises(DataError, match='classes differ'): ensemble([preds[0], replace(preds[1], vocab=['c0', 'c1', 'c2', 'c9'], targets=None)])
     with pytest.raises(DataError, match='this blend is of'): fit_blend(preds)(preds[:2])
     with pytest.raises(DataError, match='all pictures lie in one fold'): nested(preds, split=pd.DataFrame(dict(id=preds[0].ids, fold=0)))
+
+# --- groups and the weights in use
+
+def test_groups_stay_in_a_fold_and_widen_the_interval():
+    preds = world(3, n=240)
+    twins = [replace(p, ids=[f'{h}{i}' for h in 'ab' for i in p.ids], probs=np.concatenate([p.probs]*2), targets=np.concatenate([p.targets]*2)) for p in preds]
+    who = {i: i[1:] for i in twins[0].ids} # each picture is there twice
+    one, two = compare_weights(preds, [{'m0': 3}]).table.loc['m0×3'], compare_weights(twins, [{'m0': 3}], groups=who).table.loc['m0×3']
+    blind = compare_weights(twins, [{'m0': 3}]).table.loc['m0×3']
+    assert two.gain == pytest.approx(one.gain) and two.high-two.low == pytest.approx(one.high-one.low, rel=.1)
+    assert blind.high-blind.low < .8*(one.high-one.low)
+    held = nested(twins, 'convex', groups=who)
+    np.testing.assert_allclose(held.take([f'a{i}' for i in preds[0].ids]).probs, held.take([f'b{i}' for i in preds[0].ids]).probs)
+    with pytest.raises(SettingsError, match='from 2 to 240 folds'): nested(twins, split=300, groups=who)
+
+def test_the_weights_in_use_are_what_others_have_to_beat():
+    preds = world(0, n=300, skill=(3., 3., 0.))
+    bad = {'m0': 0, 'm1': 0, 'm2': 1}
+    c = compare_weights(preds, ['equal', 'convex'], against=bad)
+    assert c.recommended == 'convex' and c.table.index[0] == 'm0×0 m1×0 m2×1' and c.table.gain['equal'] > 0
+    kept = compare_weights(preds, [bad], against={'m0': 1, 'm1': 1, 'm2': 0})
+    assert kept.sentence.startswith('Keep m0×1 m1×1 m2×0: no gain') and kept.blend.weights['m2'] == 0
+
+def test_few_pictures_choose_no_weights():
+    c = compare_weights([p.take(p.ids[:40]) for p in world(0, skill=(5., 0.))], 'convex')
+    assert c.recommended == 'equal' and '40 pictures are too few' in c.sentence

@@ -4,6 +4,7 @@ from hypothesis import given, strategies as st
 from torch import nn
 from torch.utils.data import DataLoader
 from vision_ft.classify import tta as T
+from vision_ft.core import Preds
 from vision_ft.samples import digits
 
 # --- views
@@ -55,7 +56,7 @@ def test_no_aliasing(v):
 
 @pytest.mark.parametrize('hw,size', [((481, 333), (64, 64)), ((97, 95), (24, 32)), ((5, 7), (2, 2)), ((20, 20), (64, 64))])
 def test_any_size(hw, size):
-    for v in ('random1', 'rot90', 'zoom0.8', 'brighter+crop'): assert at(v, photo(2, *hw), plain=torch.zeros(2, 3, *size)).shape == (2, 3, *size)
+    for v in ('random1', 'rot180+random1', 'zoom0.8', 'brighter+crop'): assert at(v, photo(2, *hw), plain=torch.zeros(2, 3, *size)).shape == (2, 3, *size)
 
 def test_colours():
     x, mean, std = photo(), (.4, .5, .6), (.2, .3, .25)
@@ -192,16 +193,42 @@ def test_averages_by_name_not_by_position():
     a, b = go(Net(), vocab=cats, views=['plain', 'hflip']).values()
     shuffled = b.take(b.ids[::-1])
     np.testing.assert_allclose(T.average_views(dict(a=a, b=shuffled)).probs, (a.probs+b.probs)/2, atol=1e-6)
-    np.testing.assert_allclose(T.average_views(dict(a=a, b=shuffled), dict(b=2)).probs, b.take(a.ids).probs, atol=1e-6)
-    for w, says in ((dict(a=-1), 'not all 0'), ({}, 'not all 0'), (dict(c=1), "view 'c'")):
+    np.testing.assert_allclose(T.average_views(dict(a=a, b=shuffled), dict(b=3)).probs, (a.probs+3*b.probs)/4, atol=1e-6)
+    for w, says in ((dict(a=-1), '≥ 0'), (dict(a=0, b=0), 'not all 0'), (dict(a=float('nan')), 'finite'), (dict(c=1), "view 'c'")):
         with pytest.raises(ValueError, match=says): T.average_views(dict(a=a, b=b), w)
 
-def test_verdict_and_weights_of_views():
+def test_verdict_of_views():
     "The names of chapter 07 are here as well, and take what predict_views returns"
     from vision_ft import verdict
     truth = {str(i): 'abc'[i%3] for i in range(9)}
     views = {v: p.with_targets(truth) for v, p in go(Net(), vocab=cats).items()}
-    for k in ('tta_verdict', 'convex_weights', 'fit_view_weights', 'mcnemar', 'paired_interval', 'Verdict', 'Bounds', 'ViewWeights'): assert getattr(T, k) is getattr(verdict, k)
-    w = T.fit_view_weights(views, k=3)
-    assert set(w.weights) == set(views) and abs(T.average_views(views, w.weights).probs.sum(1)-1).max() < 1e-5
-    assert T.tta_verdict(views['plain'], T.average_views(views, w.weights)).n == 9
+    for k in ('tta_verdict', 'mcnemar', 'paired_interval', 'Verdict', 'Bounds'): assert getattr(T, k) is getattr(verdict, k)
+    w = T.fit_view_weights(views, split=3)
+    assert set(w.blend.weights) == set(views) and w.recommended == 'equal' and abs(T.average_views(views, w.blend.weights).probs.sum(1)-1).max() < 1e-5
+    assert T.tta_verdict(views['plain'], T.average_views(views, w.blend.weights)).n == 9
+
+def views_of(n, spoil=True, seed=0):
+    "Three views as good as each other but for the last"
+    rng = np.random.default_rng(seed)
+    y = rng.integers(3, size=n)
+    def one(k): z = rng.normal(size=(n, 3)); z[np.arange(n), y] += k; e = np.exp(z); return Preds([str(i) for i in range(n)], cats, e/e.sum(1, keepdims=True), np.array(cats)[y])
+    return dict(a=one(2), b=one(2), c=one(0 if spoil else 2))
+
+def test_weights_pay_where_a_view_is_bad_and_not_where_all_are_alike():
+    bad, alike = T.fit_view_weights(views_of(600)), T.fit_view_weights(views_of(600, spoil=False))
+    assert bad.recommended == 'convex' and bad.blend.weights['c'] < .1 and 'Use convex' in str(bad)
+    assert alike.recommended == 'equal' and alike.table.gain['convex'] < .01 and 'Use equal weights' in str(alike)
+
+def test_given_ids_win_and_strings_in_a_batch_are_ids():
+    x = torch.rand(3, 3, 8, 8)
+    batches = [(x, ['cat', 'dog', 'cow'])]
+    assert list(T.predict_views(Net(), batches, vocab=cats, progress=False)['plain'].ids) == ['cat', 'dog', 'cow']
+    assert list(T.predict_views(Net(), batches, vocab=cats, ids=['1', '2', '3'], progress=False)['plain'].ids) == ['1', '2', '3']
+
+def test_views_on_their_side_need_squares():
+    wide = torch.rand(1, 3, 8, 16)
+    for v in ('rot90', 'hflip+transpose', 'rot270+darker'):
+        with pytest.raises(ValueError, match='on their side'): T.apply_view(v, wide, ['a'])
+    assert T.apply_view('rot90+rot90', wide, ['a']).shape == wide.shape
+    assert T.check_views('above', (64, 64)) and T.check_views('photos', (320, 224))
+    with pytest.raises(ValueError, match="view 'random01' does not exist"): T.check_views('random01')

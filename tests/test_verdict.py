@@ -1,4 +1,5 @@
-"Helped and hurt, the exact test and the interval, bounds from two counts, learned weights"
+"Helped and hurt, the exact test and the interval, bounds from two counts, pictures in groups"
+from itertools import product
 import numpy as np, pytest
 from hypothesis import given, strategies as st
 from scipy.optimize import minimize_scalar
@@ -26,7 +27,7 @@ def test_verdict_counts():
     other = Preds(['0', '1'], cats, [[.8, .1, .1]]*2, ['b', 'b'])
     with pytest.raises(ValueError, match='disagree'): V.tta_verdict(preds([1, 1]), other)
 
-def test_mcnemar_by_hand(): assert V.mcnemar(0, 7) == 2/2**7 and V.mcnemar(1, 8) == pytest.approx(20/512) and V.mcnemar(5, 5) == 1
+def test_mcnemar_by_hand(): assert V.mcnemar(0, 7) == pytest.approx(2/2**7) and V.mcnemar(1, 8) == pytest.approx(20/512) and V.mcnemar(5, 5) == 1
 
 @given(st.integers(0, 60), st.integers(0, 60))
 def test_the_exact_test_is_the_stricter_one(g, h):
@@ -61,7 +62,7 @@ def test_interval_covers(n, p_help, p_hurt):
 
 def test_bounds_of_the_source():
     b = V.tta_verdict(94, 101, n=2081)
-    assert b.p_min == 2/2**7 and .65 < b.p_max < .7 and b.most_changed == 9 and b.says == "can't tell" and b.low < 0 < b.high
+    assert b.p_min == pytest.approx(2/2**7) and .65 < b.p_max < .7 and b.most_changed == 9 and b.says == "can't tell" and b.low < 0 < b.high
     assert 'nothing here says that it helped' in str(b)
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=40))
@@ -75,33 +76,27 @@ def test_bounds_hold_the_truth(pairs):
 def test_bounds_refuse(bad):
     with pytest.raises(ValueError, match='whole numbers'): V.tta_verdict(*bad)
 
-# --- weights
+# --- groups
 
-def test_convex_weights_against_em():
+@given(st.lists(st.tuples(st.booleans(), st.booleans(), st.integers(0, 5)), min_size=1, max_size=30))
+def test_a_coin_for_each_group(rows):
+    "Against all 2^G ways in which the groups could have turned; a group of one is a picture"
+    plain, tta = (preds([r[i] for r in rows]) for i in (0, 1))
+    group = {str(i): r[2] for i, r in enumerate(rows)}
+    d = np.bincount(list(group.values()), [int(b)-int(a) for a, b, _ in rows], minlength=6)
+    turned = np.array(list(product([-1, 1], repeat=6)))@d
+    v = V.tta_verdict(plain, tta, groups=group)
+    if len(set(group.values())) < len(rows): assert v.p == pytest.approx((abs(turned) >= abs(d.sum())-.5).mean())
+    assert -1 <= v.low <= v.diff <= v.high <= 1
+    alone = V.tta_verdict(plain, tta, groups={str(i): f'g{i}' for i in range(len(rows))})
+    assert alone == V.tta_verdict(plain, tta) and v.high-v.low >= alone.high-alone.low-1e-9
+
+def test_many_small_groups_take_no_time():
     rng = np.random.default_rng(0)
-    p, y = rng.dirichlet(np.ones(5)*.5, size=(4, 300)), rng.integers(5, size=300)
-    p[2, np.arange(300), y] += .3; p /= p.sum(-1, keepdims=True)
-    w, t = np.full(4, .25), p[:, np.arange(300), y]
-    for _ in range(20000): w = w*(t/(w@t)).mean(1)
-    got = V.convex_weights(p, y)
-    assert got.min() >= 0 and abs(got.sum()-1) < 1e-9 and np.log(got@t).mean() > np.log(w@t).mean()-1e-7
-    np.testing.assert_allclose(got, w, atol=2e-3)
+    a, b = preds(rng.random(20_000) < .9), preds(rng.random(20_000) < .9)
+    v = V.tta_verdict(a, b, groups={str(i): i//2 for i in range(20_000)})
+    assert v.groups == 10_000 and v.p == pytest.approx(V.tta_verdict(a, b).p, abs=.1)
 
-def views_of(n, spoil=True, seed=0):
-    "Three views as good as each other but for the last"
-    rng = np.random.default_rng(seed)
-    y = rng.integers(3, size=n)
-    def one(k): z = rng.normal(size=(n, 3)); z[np.arange(n), y] += k; e = np.exp(z); return Preds([str(i) for i in range(n)], cats, e/e.sum(1, keepdims=True), np.array(cats)[y])
-    return dict(a=one(2), b=one(2), c=one(0 if spoil else 2))
-
-def test_weights_pay_where_a_view_is_bad_and_not_where_all_are_alike():
-    bad, alike = V.fit_view_weights(views_of(600)), V.fit_view_weights(views_of(600, spoil=False))
-    assert bad.pays and bad.weights['c'] < .1 and 'They pay' in str(bad)
-    assert not alike.pays and alike.gain < .01 and 'equal weights' in str(alike)
-    assert abs(sum(bad.weights.values())-1) < 1e-9 and len(bad.preds) == 600
-
-def test_weights_by_name_not_by_position():
-    v = views_of(60); order = np.random.default_rng(1).permutation(60)
-    a, b = V.fit_view_weights(v), V.fit_view_weights({k: v[k].take(v[k].ids[order]) for k in reversed(v)})
-    assert a.weights == pytest.approx(b.weights, abs=1e-3) and a.gain == pytest.approx(b.gain, abs=1e-4)
-    with pytest.raises(ValueError, match='k must be'): V.fit_view_weights(v, k=1)
+@pytest.mark.parametrize('bad', [(5, 5, 3), (-1, 2, 10)])
+def test_interval_refuses(bad):
+    with pytest.raises(ValueError, match='not possible'): V.paired_interval(*bad)

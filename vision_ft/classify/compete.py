@@ -7,7 +7,7 @@ __all__ = ['MODEL_DEFAULTS', 'BASELINES', 'CSS', 'presets', 'read_models', 'Plan
            'baselines', 'Result', 'compete', 'fig_counts', 'fig_batch', 'fig_losses', 'fig_memory', 'scored',
            'baseline', 'fig_errors', 'fig_confusion', 'fig_worst', 'write_report', 'summary', 'verdicts']
 
-# %% ../../nbs/classify/24_compete.ipynb #57c13af3
+# %% ../../nbs/classify/24_compete.ipynb #753bd4e1
 import base64, html, io, json, os, re, shutil, sys, warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ from .tta import DEFAULT_VIEWS, average_views, check_views, predict_views, tta_v
 from .ensemble import check_weights, compare_weights, ensemble, wilson
 from .kaggle import read_competition, write_submission
 
-# %% ../../nbs/classify/24_compete.ipynb #05fcacdb
+# %% ../../nbs/classify/24_compete.ipynb #f54a5531
 MODEL_DEFAULTS = dict(item='squish 480', size=224, effective_bs=64, accum=1, micro_bs='', epochs=5, lr=.01, finetune='', weights=None, weight=1., args='{}')
 
 def presets()->list: # names
@@ -48,7 +48,7 @@ def read_models(
         'copy a preset: `read_models("tiny").to_csv(...)`.')
     return pd.DataFrame([_model_row({**MODEL_DEFAULTS, **{k: v for k, v in r.items() if str(v) not in ('', 'nan', 'None')}}) for r in models.to_dict('records')])
 
-# %% ../../nbs/classify/24_compete.ipynb #78f48ced
+# %% ../../nbs/classify/24_compete.ipynb #0ec4bd9b
 def _model_row(r):
     try: r.update({k: int(r[k]) for k in ('effective_bs', 'accum', 'epochs')}, **{k: float(r[k]) for k in ('lr', 'weight')}, args=json.dumps(dict(json.loads(r['args']))))
     except (ValueError, TypeError) as e: raise SettingsError(f'row {r["name"]!r} of the models table: {e}.',
@@ -62,12 +62,12 @@ def _model_row(r):
         'use letters, digits and underscores.')
     return r
 
-# %% ../../nbs/classify/24_compete.ipynb #9504c2d5
+# %% ../../nbs/classify/24_compete.ipynb #da00d8af
 @dataclass
 class Plan:
     "A competition ready to run"
     comp:object; models:pd.DataFrame; weights:dict; train:pd.DataFrame; valid:pd.DataFrame
-    views:list; out:Path; device:str; flip:bool; seed:int
+    views:list; out:Path; device:str; flip:bool; seed:int; groups:object=None
 
 def _split(r): return dict(micro_bs=r.micro_bs) if str(r.micro_bs) else dict(accum=min(r.accum, r.effective_bs))
 def _stages(r): return dict(finetune=str(r.finetune) == 'True') if str(r.finetune) else {}
@@ -77,7 +77,7 @@ def row_settings(plan, r)->dict:
     return dict(arch=r.arch, size=r['size'], item=r['item'], effective_bs=r.effective_bs, **_split(r), **_stages(r), epochs=r.epochs, lr=r.lr, weights=r.weights,
                 flip=plan.flip, seed=plan.seed, device=plan.device, **json.loads(r.args))
 
-# %% ../../nbs/classify/24_compete.ipynb #e99e8d65
+# %% ../../nbs/classify/24_compete.ipynb #1828aae6
 def prepare(
     data, out, models='tiny', effective_bs=None, epochs=None, micro_bs=None, device=None, flip=True,
     k=5, views=None, weights=None, groups=None, holdout=.2, seed=42
@@ -95,8 +95,8 @@ def prepare(
     _check_disk(out, sum(c['params_m'] for c in checks))
     comp = read_competition(data, holdout, seed, groups, out/'holdout.csv')
     train, valid = split_rows(comp.train, saved_split(comp.train, out/'split.csv', k=k, seed=seed, groups=groups), fold=0)
-    plan = Plan(comp, models, weights, train, valid, views, out, device, flip, seed)
-    for _, r in models.iterrows(): train_settings(train, valid, **row_settings(plan, r))
+    plan = Plan(comp, models, weights, train, valid, views, out, device, flip, seed, groups)
+    for _, r in models.iterrows(): check_views(views, train_settings(train, valid, **row_settings(plan, r))['size'])
     for arch in {r.arch for r in models.itertuples() if r.weights == 'hub'}: fetch_weights(arch)
     return plan
 
@@ -164,7 +164,7 @@ def baselines(plan:Plan)->Run: # with the predictions 'NAME valid' and 'NAME tes
                 run.save_preds(p.with_targets(truth) if truth else p, f'{name} {kind}')
     return run
 
-# %% ../../nbs/classify/24_compete.ipynb #b73a9f4f
+# %% ../../nbs/classify/24_compete.ipynb #624198c6
 @dataclass
 class Result:
     "What `compete` returns"
@@ -196,7 +196,7 @@ def compete(
     write_report(result)
     return result
 
-# %% ../../nbs/classify/24_compete.ipynb #4509a631
+# %% ../../nbs/classify/24_compete.ipynb #02f09847
 def _runs(plan): return [Run(plan.out/'runs'/n) for n in plan.models.name]
 
 def _finish(plan):
@@ -251,7 +251,7 @@ def fig_memory(plan):
     plot_memory(m.rename(columns=dict(start='before', added='added by training')), ['before', 'added by training'], ax=ax)
     return fig
 
-# %% ../../nbs/classify/24_compete.ipynb #5760aeaf
+# %% ../../nbs/classify/24_compete.ipynb #4888f747
 def scored(result, kind):
     "Predictions with truth for the figures, and of which pictures: of the test ones where truth is known, else of the validation ones"
     which = 'test' if result.plan.comp.truth else 'valid'
@@ -276,7 +276,7 @@ def fig_errors(result):
     ax.set_xlabel(f'error on the {which} pictures, % (95% interval)'); ax.legend(fontsize=8)
     return fig
 
-# %% ../../nbs/classify/24_compete.ipynb #9f6cedd9
+# %% ../../nbs/classify/24_compete.ipynb #9434ff18
 def fig_confusion(p, most=40):
     "Counts of true against predicted class; the diagonal is left out, since it would drown the rest"
     m = pd.crosstab(pd.Categorical(p.targets, p.vocab), pd.Categorical(p.labels, p.vocab), dropna=False).to_numpy().copy()
@@ -313,7 +313,7 @@ def _png(make):
     except Exception as e: return f'<p>This figure could not be drawn: {html.escape(str(e))}</p>'
     return f'<img src="data:image/png;base64,{base64.b64encode(buf.getvalue()).decode()}">'
 
-# %% ../../nbs/classify/24_compete.ipynb #6a32cd44
+# %% ../../nbs/classify/24_compete.ipynb #1bddc30d
 CSS = '''body{font:16px/1.5 system-ui,sans-serif;max-width:1150px;margin:2em auto;padding:0 1em;color:#222}
 img{max-width:100%} table{border-collapse:collapse;font-size:13px} td,th{padding:.25em .6em;border-bottom:1px solid #ddd;text-align:right}
 h2{margin-top:2em} .scroll{overflow-x:auto} figcaption,footer{color:#666;font-size:14px}'''
@@ -340,7 +340,7 @@ def write_report(result:Result)->Path:
     with atomic_path(plan.out/'report.html') as tmp: tmp.write_text(page, encoding='utf-8')
     return plan.out/'report.html'
 
-# %% ../../nbs/classify/24_compete.ipynb #6ae85d81
+# %% ../../nbs/classify/24_compete.ipynb #70d80f65
 def summary(result:Result)->str:
     "Errors of the ensemble, of the model that validation chose and of the baselines with 95% intervals, and what TTA and fitted weights change"
     (plain, which), (tta, _), plan = scored(result, ''), scored(result, '_tta'), result.plan
@@ -356,8 +356,15 @@ def summary(result:Result)->str:
 
 def verdicts(plain, tta, plan)->list: # of str
     "What the views changed in the ensemble, and whether fitted weights would beat the given ones"
-    say = [f'TTA in the ensemble: {tta_verdict(ensemble(plain, plan.weights), ensemble(tta, plan.weights))}']
+    w, say = plan.weights, []
+    say.append(f'TTA in the ensemble: {tta_verdict(ensemble(plain, w), ensemble(tta, w), groups=plan.groups)}')
     valid = [r.preds('valid_tta') for r in _runs(plan)]
-    if len(valid) > 1 and len(valid[0]) >= 50: # fewer pictures can't choose weights
-        say.append(f'Weights fitted to the {len(valid[0])} validation pictures: {compare_weights(valid, ["greedy", "convex"], seed=plan.seed).sentence}')
-    return [fill(o, 110, subsequent_indent='  ') for o in say]
+    if len(valid) > 1:
+        given = {k: round(v*len(w), 3) for k, v in w.items()} # 1 is an equal share
+        even = set(given.values()) == {1}
+        c = compare_weights(valid, ['greedy', 'convex', *([] if even else ['equal'])], against='equal' if even else given, groups=plan.groups, seed=plan.seed)
+        option = '' if c.recommended == c.table.index[0] else ' As an option: --weights '+' '.join(f'{k}={v:.3g}' for k, v in c.blend.weights.items())
+        say.append(f'Weights fitted to the {len(valid[0])} validation pictures (in two ways, greedy and convex): {c.sentence}{option}')
+    if plan.groups is not None:
+        say.append('Verdicts and fitted weights count a group as one. The intervals of the errors above count pictures, and are too narrow where those of a group are alike.')
+    return [fill(o, 110, subsequent_indent='  ', break_long_words=False, break_on_hyphens=False) for o in say]
