@@ -52,6 +52,7 @@ def nothing(d): pass
     (nothing, dict(models=MODELS.assign(item='squash 32')), 'squish'), (nothing, dict(models=MODELS.assign(size='big')), 'not a size'),
     (nothing, dict(models=MODELS.assign(effective_bs='many')), 'many'), (nothing, dict(models=MODELS.assign(epochs=0)), 'epochs must be'),
     (nothing, dict(models=MODELS.assign(args='{"drop_path_ratee": 1}')), 'drop_path_ratee'), (nothing, dict(models=MODELS.assign(name='a/b')), 'folder'), (strange_truth, {}, 'no training picture has'), (nothing, dict(models=pd.concat([MODELS, MODELS])), 'different names'),
+    (nothing, dict(models=MODELS[:1].assign(size='32x48'), views='above'), 'on their side'),
     (nothing, dict(views=['plain', 'hflop']), 'hflip'), (nothing, dict(k=100), 'fold'), (nothing, dict(device='tpu'), 'tpu')])
 def test_refused_before_any_training(data, tmp_path, break_it, kwargs, says, monkeypatch):
     monkeypatch.setenv('HF_HOME', str(tmp_path/'hf')); monkeypatch.setattr(C, 'train', lambda *a, **k: pytest.fail('training began'))
@@ -109,4 +110,5 @@ def test_rice_photos(photos, tmp_path):
     src = MODELS[:1].assign(size=64, item='squish 96')
     r = C.compete(photos/'rice'/'photos', tmp_path/'out', src, groups=groups, k=4, progress=False)
     assert r.table.index.tolist() == ['convnext', 'ensemble', 'largest class', 'SVC on pixels']
+    assert 'count a group as one' in C.summary(r) and 'groups as wholes' in C.summary(r)
     for name in ('holdout.csv', 'split.csv'): assert not len(leaks(pd.read_csv(tmp_path/'out'/name, dtype=str), groups))
