@@ -292,6 +292,7 @@ def _boot(
     sd = off.std(0)
     return sd*np.quantile(np.abs(off/np.where(sd > 0, sd, 1)).max(1, initial=0), .95)
 
+# %% ../nbs/08_weights.ipynb #d3466d5c
 def _folds(first, split, seed, groups):
     "(N,) number of the fold of each row: from a split, or dealt out class by class, whole groups to a fold"
     if isinstance(split, pd.DataFrame):
