@@ -277,7 +277,7 @@ def test_groups_stay_in_a_fold_and_widen_the_interval():
     assert blind.high-blind.low < .8*(one.high-one.low)
     held = nested(twins, 'convex', groups=who)
     np.testing.assert_allclose(held.take([f'a{i}' for i in preds[0].ids]).probs, held.take([f'b{i}' for i in preds[0].ids]).probs)
-    with pytest.raises(SettingsError, match='from 2 to 240 folds'): nested(twins, split=300, groups=who)
+    with pytest.raises(SettingsError, match='dealt into 2 to 240 folds'): nested(twins, split=300, groups=who)
 
 def test_the_weights_in_use_are_what_others_have_to_beat():
     preds = world(0, n=300, skill=(3., 3., 0.))

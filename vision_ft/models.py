@@ -6,7 +6,7 @@
 __all__ = ['TINY', 'today', 'old_names', 'family', 'make_model', 'norm_stats', 'body_head', 'save_weights', 'tiny_facts',
            'fetch_weights', 'preflight']
 
-# %% ../nbs/02_models.ipynb #5ef37a78
+# %% ../nbs/02_models.ipynb #d1c9411d
 import hashlib, json, sys, warnings
 from pathlib import Path
 import timm, torch
@@ -66,8 +66,13 @@ def family(
     module = model_entrypoint(_spec(arch)[0].split('.')[0]).__module__.split('.')[-1]
     return _short.get(module, module)
 
-# %% ../nbs/02_models.ipynb #fbc8df08
-def _hw(size): return (size, size) if isinstance(size, int) else tuple(size)
+# %% ../nbs/02_models.ipynb #4fb7d598
+def _hw(size):
+    "(height, width) of a size in pixels"
+    hw = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, (tuple, list)) else ()
+    if len(hw) != 2 or not all(isinstance(o, int) and o > 0 for o in hw):
+        raise SettingsError(f'{size!r} is no image size.', 'pass pixels, such as 224, or (height, width).')
+    return hw
 
 def _check_patches(model, size):
     (h, w), (ph, pw) = _hw(size), _hw(getattr(getattr(model, 'patch_embed', None), 'patch_size', 1))
@@ -80,9 +85,13 @@ def _build(arch, n_out, size=None, **kwargs):
     "The model with fresh weights"
     name, small = _spec(arch)
     kwargs = {**small, **kwargs}
-    if size is not None and get_pretrained_cfg(name).fixed_input_size: kwargs['img_size'] = _hw(size)
+    if not isinstance(n_out, int) or n_out < 1: raise SettingsError(f'n_out must be a whole number from 1, got {n_out!r}.', 'it is the number of classes.')
+    if odd := {k: v for k, v in kwargs.items() if k.endswith('_rate') and not 0 <= v < 1}: raise SettingsError(f'{odd}: a rate is from 0 to below 1.', 'drop_path_rate=0.1 is usual.')
+    if size is not None and _hw(size) and get_pretrained_cfg(name).fixed_input_size: kwargs['img_size'] = _hw(size)
     try: model = timm.create_model(name, pretrained=False, num_classes=n_out, **kwargs)
-    except TypeError as e: raise SettingsError(f'{name} takes no such argument: {_brief(e)}.', f'arguments given: {sorted(kwargs)}.') from e
+    except (TypeError, RuntimeError, ValueError, AssertionError, ZeroDivisionError) as e:
+        unknown = 'takes no such argument' if 'unexpected keyword' in str(e) else "can't be made with these"
+        raise SettingsError(f'{name} {unknown}: {_brief(e)}.', f'arguments given: {kwargs}.') from e
     if size is not None: _check_patches(model, size)
     return model
 
@@ -118,7 +127,7 @@ def body_head(
     for p in model.parameters(): groups[id(p) in new].append(p)
     return groups
 
-# %% ../nbs/02_models.ipynb #3ac866ff
+# %% ../nbs/02_models.ipynb #3c7860d4
 def _brief(e): return str(e).splitlines()[0].split('. ')[0].rstrip('.') if str(e) else type(e).__name__
 
 _suffixes = ('.safetensors', '.pth', '.pt', '.bin', '.tar') # .bin on the hub, .pth.tar from timm's training script
@@ -131,7 +140,7 @@ def _read(path):
     try: sd = load_state_dict(str(path), weights_only=True)
     except Exception as e:
         raise WeightsError(f'{path} cannot be read as weights: {_brief(e)}.',
-                           'a file is expected that holds tensors only: save `model.state_dict()` rather than the model.') from e
+                           'a file is expected that is whole (copy it again) and holds tensors only: save `model.state_dict()` rather than the model.') from e
     return {k: v for k, v in sd.items() if torch.is_tensor(v)}
 
 def _today_keys(model, sd):
@@ -140,14 +149,14 @@ def _today_keys(model, sd):
     try: return convert(sd, model) if convert else sd
     except Exception: return sd # of another architecture; the comparison that follows says how it differs
 
-# %% ../nbs/02_models.ipynb #a4f6feb9
+# %% ../nbs/02_models.ipynb #60afd56d
 def _fit(model, sd, path):
     "The tensors of a file that `model` can take, and a note on a head that had to stay out"
     cls = model.pretrained_cfg['classifier'] or ()
     heads = tuple(f'{c}.' for c in ([cls] if isinstance(cls, str) else cls))
     sd, want = _today_keys(model, sd), model.state_dict()
     head, body = ({k: v for k, v in sd.items() if k.startswith(heads) == b} for b in (True, False))
-    missing = [k for k in want if k not in sd and not k.startswith(heads)]
+    missing = [k for k in want if k not in sd and not k.startswith(heads) and not k.endswith('num_batches_tracked')] # which old files lack
     extra = [k for k in body if k not in want]
     shape = [f'{k} {tuple(v.shape)} instead of {tuple(want[k].shape)}' for k, v in body.items() if k in want and v.shape != want[k].shape]
     if missing or extra or shape:
@@ -155,8 +164,9 @@ def _fit(model, sd, path):
         raise WeightsError(f'{path.name} does not fit {model.pretrained_cfg["architecture"]}, whose body has {n} tensors: ' + '; '.join(
             f'{len(o)} {what}, such as {o[0]}' for o, what in ((missing, 'missing'), (extra, 'unknown'), (shape, 'of another shape')) if o) + '.',
             'choose the arch that the file was saved from.')
-    if all(k in head and head[k].shape == want[k].shape for k in want if k.startswith(heads)): return {k: sd[k] for k in want}, ''
-    was = f'has {next(iter(head.values())).shape[0]} classes' if head else 'is missing'
+    if all(k in head and head[k].shape == want[k].shape for k in want if k.startswith(heads)): return {k: sd[k] for k in want if k in sd}, ''
+    rows = {v.shape[0] for v in head.values() if v.ndim}
+    was = 'is missing' if not head else 'is incomplete' if rows == {model.num_classes} else f'has {max(rows, default=0)} classes'
     return body, f'{path.name}: its head {was}, the model needs {model.num_classes}. The body is loaded, the head starts fresh.'
 
 def _load(model, path, note=True):
@@ -165,7 +175,7 @@ def _load(model, path, note=True):
     model.load_state_dict(sd, strict=False) # compared already: nothing is skipped but the head
     if what and note: warnings.warn(what, stacklevel=3)
 
-# %% ../nbs/02_models.ipynb #9d07ac96
+# %% ../nbs/02_models.ipynb #58e5c40e
 def save_weights(
     model:nn.Module, # from `make_model`
     path,            # .safetensors file to write
@@ -184,14 +194,14 @@ def _find(arch, weights):
     "The file that `weights` means for `arch`; with 'hub' this may download"
     if weights == 'hub': return fetch_weights(arch)
     if weights == 'tiny': return _tiny_file(arch)
-    if Path(weights).is_file(): return Path(weights)
+    if isinstance(weights, (str, Path)) and Path(weights).is_file(): return Path(weights)
     raise WeightsError(f'weights {str(weights)!r} is not a file.',
         "pass the path of a .safetensors, .pth or .pt file, or one of None, 'hub', 'tiny'.")
 
-# %% ../nbs/02_models.ipynb #7f5310af
+# %% ../nbs/02_models.ipynb #3891179a
 def tiny_facts(
     arch:str # one of `TINY`
-)->dict:     # data, recipe, accuracy, classes, sha256, versions
+)->dict:     # data, teacher, recipe (a dict a cycle), accuracy, classes, sha256, versions
     "Where the weights that ship for `arch` come from and how good they are"
     check_name(arch, TINY, 'tiny arch')
     return json.loads(asset('weights', f'{arch}.json').read_text(encoding='utf-8'))
@@ -254,7 +264,7 @@ def _where(arch, weights):
     if constants.HF_HUB_OFFLINE: fetch_weights(arch) # raises, and says what to do
     return 'to download', None
 
-# %% ../nbs/02_models.ipynb #b41ab905
+# %% ../nbs/02_models.ipynb #d46bc812
 def preflight(
     arch:str,     # any name that `today` understands
     weights=None, # as for `make_model`
@@ -264,7 +274,7 @@ def preflight(
 )->dict:          # arch, name, family, size, params_m (millions), weights, where: 'none', 'file', 'cached' or 'to download'
     "Whether this model can be made and can take images of this size, without network and almost without memory"
     name = today(arch)
-    h, w = _hw(size or (32 if name in TINY else get_pretrained_cfg(name).input_size[1:]))
+    h, w = _hw((32 if name in TINY else tuple(get_pretrained_cfg(name).input_size[1:])) if size is None else size)
     with torch.device('meta'): model = _build(arch, n_out, (h, w), **kwargs)
     _try_size(model, name, h, w)
     where, file = _where(arch, weights)

@@ -7,14 +7,13 @@ __all__ = ['EPS', 'POOLS', 'METRICS', 'SPREAD', 'METHODS', 'FEWEST', 'RECIPES', 
            'mean_loss', 'temperature', 'calibrate', 'reliability', 'calibration_error', 'least_on_simplex',
            'convex_weights', 'fit_weights', 'Blend', 'fit_blend', 'nested', 'Comparison', 'compare_weights']
 
-# %% ../nbs/08_weights.ipynb #bfeae0d6
+# %% ../nbs/08_weights.ipynb #0171e31d
 from dataclasses import dataclass, replace
 import numpy as np, pandas as pd
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import log_softmax, softmax
 from scipy.stats import rankdata
-from .core import DataError, Preds, SettingsError, check_name
-from .verdict import group_codes
+from .core import DataError, Preds, SettingsError, check_name, group_codes
 
 # %% ../nbs/08_weights.ipynb #0e96967d
 def check_weights(
@@ -34,12 +33,13 @@ def check_weights(
         raise SettingsError(f'weights must be finite, ≥ 0 and not all 0, got {w}.', 'leave out what should count once.')
     return {k: v/sum(w.values()) for k, v in w.items()}
 
-# %% ../nbs/08_weights.ipynb #fe2187ac
+# %% ../nbs/08_weights.ipynb #0e9365b3
 def _together(
     preds,        # list of `Preds` on the same pictures and classes, with different names
     truth=False   # whether targets are needed
 ):                # the first member, with targets if any member has them; (M,N,C) float64, all in its order
-    if not len(preds): raise DataError('an ensemble needs at least one member.', 'pass a list of predictions.')
+    if isinstance(preds, Preds) or not len(preds) or not all(isinstance(p, Preds) for p in preds):
+        raise DataError('an ensemble needs a list of at least one `Preds`.', 'of a model with several outputs, pass those of one output.')
     check_weights(None, [p.name for p in preds])
     first, aligned = preds[0], [p.align(preds[0]) for p in preds]
     known = next((p for p in aligned if p.targets is not None), None)
@@ -246,7 +246,7 @@ class Blend:
         ens = ensemble(preds, self.weights, name, self.how)
         return ens if self.temperature == 1 else calibrate(ens, self.temperature)
 
-# %% ../nbs/08_weights.ipynb #5e535e04
+# %% ../nbs/08_weights.ipynb #eb922c7f
 def _fit(names, probs, y, recipe, metric, seed):
     "The `Blend` of `recipe`, fitted to (M,N,C) probabilities and (N,) columns of the truth"
     if isinstance(recipe, dict): return Blend(_title(recipe), check_weights(recipe, names))
@@ -258,10 +258,11 @@ def _fit(names, probs, y, recipe, metric, seed):
     last = _temperature(after(np.tensordot(w, before(probs), 1)), y) if tempered else 1.
     return Blend(recipe, dict(zip(names, w.tolist())), how, T and dict(zip(names, T)), last)
 
-def _title(recipe): return recipe if isinstance(recipe, str) else ' '.join(f'{k}×{v:g}' for k, v in recipe.items())
+def _title(recipe): return ' '.join(f'{k}×{v:g}' for k, v in recipe.items()) if isinstance(recipe, dict) else recipe if isinstance(recipe, str) else repr(recipe)
 
 def _checked(recipe, names):
     "An error unless `recipe` can be fitted to members of these names"
+    if not isinstance(recipe, (str, dict)) or not recipe: raise SettingsError(f'{recipe!r} is no recipe.', "write words such as 'convex', or weights by name.")
     return check_weights(recipe, names) if isinstance(recipe, dict) else _read(recipe)
 
 def fit_blend(
@@ -275,8 +276,8 @@ def fit_blend(
     _, names, probs, y = _sorted(preds)
     return _fit(names, probs, y, recipe, metric, seed)
 
-# %% ../nbs/08_weights.ipynb #48850b83
-FEWEST = 50 # pictures, or groups, that can choose weights
+# %% ../nbs/08_weights.ipynb #caee1e59
+FEWEST = 50 # pictures that can choose weights; in groups of nᵢ, (Σnᵢ)²/Σnᵢ²
 
 def _boot(
     d,         # (N,R) a difference for every picture and recipe
@@ -292,32 +293,33 @@ def _boot(
     sd = off.std(0)
     return sd*np.quantile(np.abs(off/np.where(sd > 0, sd, 1)).max(1, initial=0), .95)
 
-# %% ../nbs/08_weights.ipynb #d3466d5c
-def _folds(first, split, seed, groups):
+def _folds(ids, targets, split, seed, group):
     "(N,) number of the fold of each row: from a split, or dealt out class by class, whole groups to a fold"
+    G = group.max()+1
     if isinstance(split, pd.DataFrame):
         if lack := {'id', 'fold'} - set(split): raise DataError(f'the split lacks the columns {sorted(lack)}.', 'make it with `saved_split` of chapter 10.')
-        fold = pd.Series(first.ids).map(dict(zip(split.id, split.fold)))
-        if fold.isna().any(): raise DataError(f'the split lacks {int(fold.isna().sum())} pictures, such as {[*first.ids[fold.isna()]][:3]}.',
-            'pass the split that made the predictions.')
+        fold = pd.Series(ids).map(dict(zip(split.id, split.fold)))
+        if fold.isna().any():
+            raise DataError(f'the split lacks {int(fold.isna().sum())} pictures, such as {[*ids[fold.isna()]][:3]}.', 'pass the split that made the predictions.')
         if fold.nunique() < 2: raise DataError('all pictures lie in one fold.', 'use a split of at least 2 folds.')
+        if torn := int((fold.groupby(group).nunique() > 1).sum()):
+            raise DataError(f'the split tears {torn} of {G} groups apart.', 'make it with these groups, or pass a number of folds.')
         return fold.to_numpy()
-    group = group_codes(groups, first.ids)
-    G = group.max()+1
-    if not 2 <= split <= G: raise SettingsError(f'a comparison needs from 2 to {G} folds, got {split}.',
-        'use 5, or the split of the predictions.')
-    if G < len(first): return _deal(group, first.targets, split, seed)
-    order, fold = np.random.default_rng(seed).permutation(len(first)), np.empty(len(first), int)
-    fold[order[first.targets[order].argsort(kind='stable')]] = np.arange(len(first)) % split
+    if not isinstance(split, (int, np.integer)) or not 2 <= split <= G:
+        raise SettingsError(f'{G} {"pictures" if G == len(ids) else "groups and single pictures"} can be dealt into 2 to {G} folds, not {split!r}.', 'choose fewer folds, or take more pictures.')
+    if G < len(ids): return _deal(group, targets, split, seed)
+    order, fold = np.random.default_rng(seed).permutation(len(ids)), np.empty(len(ids), int)
+    fold[order[targets[order].argsort(kind='stable')]] = np.arange(len(ids)) % split
     return fold
 
 def _deal(group, targets, k, seed):
-    from sklearn.model_selection import StratifiedGroupKFold
-    fold = np.empty(len(group), int)
-    for i, (_, held) in enumerate(StratifiedGroupKFold(k, shuffle=True, random_state=seed).split(targets, targets, group)): fold[held] = i
+    from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
+    enough, fold = pd.Series(targets).value_counts().min() >= k, np.empty(len(group), int)
+    folds = (StratifiedGroupKFold if enough else GroupKFold)(k, shuffle=True, random_state=seed)
+    for i, (_, held) in enumerate(folds.split(targets, targets, group)): fold[held] = i
     return fold
 
-# %% ../nbs/08_weights.ipynb #f23ae2a1
+# %% ../nbs/08_weights.ipynb #44f14601
 def nested(
     preds,             # list of out-of-fold `Preds` with targets
     recipe='convex',   # as for `fit_blend`
@@ -325,8 +327,12 @@ def nested(
     metric='log_loss', groups=None, seed=42 # groups as for `compare_weights`
 )->Preds:              # every row by a blend that was fitted without its fold; rows and classes in alphabetical order
     "The recipe's predictions on folds that it was not fitted to"
+    _checked(recipe, [p.name for p in preds])
     first, names, probs, y = _sorted(preds)
-    fold, out = _folds(first, split, seed, groups), np.empty(first.probs.shape)
+    return _nested(first, names, probs, y, _folds(first.ids, first.targets, split, seed, group_codes(groups, first.ids)), recipe, metric, seed)
+
+def _nested(first, names, probs, y, fold, recipe, metric, seed):
+    out = np.empty(first.probs.shape)
     for k in np.unique(fold):
         fit, held = fold != k, fold == k
         b = _fit(names, probs[:, fit], y[fit], recipe, metric, seed)
@@ -347,9 +353,10 @@ class Comparison:
     preds:dict         # recipe → its nested `Preds`
     def __repr__(self): return self.sentence
 
-# %% ../nbs/08_weights.ipynb #ba05ff06
-def _widening(recipe, k):
+# %% ../nbs/08_weights.ipynb #46ff382d
+def _widening(recipe, fold):
     "How much wider an interval gets because the fits of k folds share pictures: √(1+k/(k−1)) (Nadeau and Bengio, 2003)"
+    k = len(np.unique(fold))
     fits = isinstance(recipe, str) and not set(recipe.split('+')) <= {'equal', *POOLS}
     return (1+k/(k-1))**.5 if fits else 1.
 
@@ -364,30 +371,33 @@ def compare_weights(
 )->Comparison:
     "Fit each recipe on all folds but one, apply it to that one, and compare with `against`"
     check_name(metric, METRICS, 'metric')
+    first, names, probs, y = _sorted(preds)
     by_name = {_title(r): r for r in [against, *([recipes] if isinstance(recipes, (str, dict)) else recipes)]}
-    for r in by_name.values(): _checked(r, [p.name for p in preds])
-    out = {k: nested(preds, r, split, metric, groups, seed) for k, r in by_name.items()}
+    for r in by_name.values(): _checked(r, names)
+    group = group_codes(groups, first.ids)
+    fold = _folds(first.ids, first.targets, split, seed, group)
+    out = {k: _nested(first, names, probs, y, fold, r, metric, seed) for k, r in by_name.items()}
     base, *others = out
-    first = out[base]
-    y, k, group = _columns(first), len(np.unique(_folds(first, split, seed, groups))), group_codes(groups, first.ids)
+    wider = [max(_widening(by_name[base], fold), _widening(by_name[r], fold)) for r in others]
     rows = {r: {} for r in out}
     for m in dict.fromkeys([metric, 'error']):
         loss = pd.DataFrame({r: METRICS[m](p.probs, y) for r, p in out.items()})
         gain = loss[[base]].to_numpy()-loss[others].to_numpy()
-        mid, half = gain.mean(0), _boot(gain, group, n_boot, seed)*[_widening(by_name[r], k) for r in others]
+        mid, half = gain.mean(0), _boot(gain, group, n_boot, seed)*wider
         pre = '' if m == metric else f'{m}_'
         for r in out: rows[r][m] = loss[r].mean()
         for i, r in enumerate(others): rows[r].update({f'{pre}gain': mid[i], f'{pre}low': mid[i]-half[i], f'{pre}high': mid[i]+half[i]})
-    return _conclude(pd.DataFrame(rows).T, metric, by_name, preds, out, group.max()+1, seed)
+    return _conclude(pd.DataFrame(rows).T, metric, by_name, preds, out, len(y)**2/(np.bincount(group)**2).sum(), seed)
 
-# %% ../nbs/08_weights.ipynb #45a9afa0
+# %% ../nbs/08_weights.ipynb #a24f3799
 def _conclude(t, metric, by_name, preds, out, evidence, seed):
     "The `Comparison` of a table of gains, its first row that of the weights to beat"
     base = t.index[0]
     keep = 'Use equal weights' if base == 'equal' else f'Keep {base}'
     def done(pick, sentence): return Comparison(t, pick, sentence, fit_blend(preds, by_name[pick], metric, seed), out)
     if 'gain' not in t: return done(base, f'{keep}: nothing was compared with them.')
-    if evidence < FEWEST: return done(base, f'{keep}: {evidence} {"pictures" if evidence == len(preds[0]) else "groups"} are too few to choose weights by.')
+    if evidence < FEWEST:
+        return done(base, f'{keep}: {len(preds[0])} pictures' + (f' that count as {evidence:.0f}' if evidence < len(preds[0]) else '') + ' are too few to choose weights by.')
     sure = t[t.low > 0]
     best = (sure if len(sure) else t.drop(index=base)).gain.idxmax()
     r, together = t.loc[best], '' if len(t) == 2 else f', {len(t)-1} recipes at once'

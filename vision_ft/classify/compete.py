@@ -7,7 +7,7 @@ __all__ = ['MODEL_DEFAULTS', 'BASELINES', 'CSS', 'presets', 'read_models', 'Plan
            'baselines', 'Result', 'compete', 'fig_counts', 'fig_batch', 'fig_losses', 'fig_memory', 'scored',
            'baseline', 'fig_errors', 'fig_confusion', 'fig_worst', 'write_report', 'summary', 'verdicts']
 
-# %% ../../nbs/classify/24_compete.ipynb #753bd4e1
+# %% ../../nbs/classify/24_compete.ipynb #6058c590
 import base64, html, io, json, os, re, shutil, sys, warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from matplotlib.ticker import LogLocator, NullLocator
 from PIL import Image
 from tqdm.auto import tqdm
-from ..core import Preds, SettingsError, asset, atomic_path, check_name, pick_device
+from ..core import DataError, Preds, SettingsError, asset, atomic_path, check_name, group_codes, pick_device
 from ..data.tables import plot_label_counts, read_text, saved_split, split_rows
 from ..models import fetch_weights, preflight
 from ..memory import free_memory, plot_memory
@@ -340,7 +340,7 @@ def write_report(result:Result)->Path:
     with atomic_path(plan.out/'report.html') as tmp: tmp.write_text(page, encoding='utf-8')
     return plan.out/'report.html'
 
-# %% ../../nbs/classify/24_compete.ipynb #70d80f65
+# %% ../../nbs/classify/24_compete.ipynb #f18521b2
 def summary(result:Result)->str:
     "Errors of the ensemble, of the model that validation chose and of the baselines with 95% intervals, and what TTA and fitted weights change"
     (plain, which), (tta, _), plan = scored(result, ''), scored(result, '_tta'), result.plan
@@ -356,15 +356,17 @@ def summary(result:Result)->str:
 
 def verdicts(plain, tta, plan)->list: # of str
     "What the views changed in the ensemble, and whether fitted weights would beat the given ones"
-    w, say = plan.weights, []
-    say.append(f'TTA in the ensemble: {tta_verdict(ensemble(plain, w), ensemble(tta, w), groups=plan.groups)}')
-    valid = [r.preds('valid_tta') for r in _runs(plan)]
+    w, valid = plan.weights, [r.preds('valid_tta') for r in _runs(plan)]
+    before, after = ensemble(plain, w), ensemble(tta, w)
+    def known(p):
+        try: return plan.groups if plan.groups is not None and len(group_codes(plan.groups, p.ids)) else None
+        except DataError: return None # they name none of these pictures
+    say = [f'TTA in the ensemble: {tta_verdict(before, after, groups=known(after))}']
     if len(valid) > 1:
-        given = {k: round(v*len(w), 3) for k, v in w.items()} # 1 is an equal share
-        even = set(given.values()) == {1}
-        c = compare_weights(valid, ['greedy', 'convex', *([] if even else ['equal'])], against='equal' if even else given, groups=plan.groups, seed=plan.seed)
+        given = {k: round(v, 3) for k, v in w.items()}
+        even = len(set(given.values())) == 1
+        c = compare_weights(valid, ['greedy', 'convex', *([] if even else ['equal'])], against='equal' if even else given, groups=known(valid[0]), seed=plan.seed)
         option = '' if c.recommended == c.table.index[0] else ' As an option: --weights '+' '.join(f'{k}={v:.3g}' for k, v in c.blend.weights.items())
         say.append(f'Weights fitted to the {len(valid[0])} validation pictures (in two ways, greedy and convex): {c.sentence}{option}')
-    if plan.groups is not None:
-        say.append('Verdicts and fitted weights count a group as one. The intervals of the errors above count pictures, and are too narrow where those of a group are alike.')
+    if known(after) is not None: say.append('The verdict counts a group as one. The intervals of the errors above count pictures, and are too narrow where those of a group are alike.')
     return [fill(o, 110, subsequent_indent='  ', break_long_words=False, break_on_hyphens=False) for o in say]

@@ -5,17 +5,17 @@
 # %% auto #0
 __all__ = ['DIVERSITY', 'out_of_fold', 'diversity', 'wilson', 'members_table']
 
-# %% ../../nbs/classify/22_ensemble.ipynb #46eb24db
+# %% ../../nbs/classify/22_ensemble.ipynb #cc51e213
 import warnings
 from dataclasses import replace
 import numpy as np, pandas as pd
 from scipy.stats import binomtest
-from ..core import DataError, Preds, SettingsError, check_name
+from ..core import DataError, Preds, SettingsError, check_name, group_codes
 from ..data.tables import split_rows
 from ..weights import (EPS, FEWEST, METHODS, METRICS, POOLS, RECIPES, Blend, Comparison, calibrate, calibration_error, check_weights, # all of chapter 08
     compare_weights, convex_weights, ensemble, fit_blend, fit_weights, log_loss, mean_loss, nested, reliability, temperature, _boot, _columns, _together)
 
-# %% ../../nbs/classify/22_ensemble.ipynb #b51ab8c1
+# %% ../../nbs/classify/22_ensemble.ipynb #01f548bc
 def out_of_fold(
     table,  # id, label, path: all the pictures with labels
     split,  # DataFrame id, label, fold, as `saved_split` returns it
@@ -23,6 +23,8 @@ def out_of_fold(
     name='' # of the predictions
 )->Preds:   # a row for every row of `table`, in its order, with targets
     "Predict every picture once, by a model trained on the other folds"
+    if lack := {'id', 'label', 'fold'} - set(split): raise DataError(f'the split lacks the columns {sorted(lack)}.', 'make it with `saved_split` of chapter 10.')
+    if split.fold.nunique() < 2: raise DataError('all pictures lie in one fold.', 'use a split of at least 2 folds.')
     folds, parts = split.set_index('id').fold, []
     for k in sorted(set(folds)):
         train, valid = (d.assign(fold=d.id.map(folds)) for d in split_rows(table, split, k))
@@ -66,37 +68,38 @@ def diversity(
     names = [p.name for p in preds]
     return pd.DataFrame(DIVERSITY[check_name(measure, DIVERSITY, 'measure')](*_pairs(preds)), names, names)
 
-# %% ../../nbs/classify/22_ensemble.ipynb #e3b0f5f4
+# %% ../../nbs/classify/22_ensemble.ipynb #3252f814
 def wilson(
     k:int, n:int # k of n
 )->tuple:        # (low, high) in [0,1], 95%
     "Score interval for a share (Wilson, 1927)"
-    return tuple(binomtest(k, n).proportion_ci(.95, 'wilson')) if n else (0., 1.)
+    return tuple(binomtest(int(k), int(n)).proportion_ci(.95, 'wilson')) if n else (0., 1.)
 
-# %% ../../nbs/classify/22_ensemble.ipynb #17d2f250
+# %% ../../nbs/classify/22_ensemble.ipynb #8096057c
 def members_table(
     preds, weights=None, # as for `ensemble`, with targets
-    how='mean', n_boot=2000, seed=42
+    how='mean', groups=None, n_boot=2000, seed=42 # groups: of pictures that are alike, for what a member adds
 )->pd.DataFrame:         # weight; error with low, high; log_loss; disagrees with the others; error `without`; `adds` nats, adds_low, adds_high
     "A row a member and one for the ensemble: what each is, and what it adds, with 95% intervals"
-    preds = [preds[0].take(sorted(preds[0].ids)), *preds[1:]] # so the draws don't depend on the order of rows
+    preds = [_together(preds, truth=True)[0].take(sorted(preds[0].ids)), *preds[1:]] # so the draws don't depend on the order of rows
     first, probs = _together(preds, truth=True)
     names, y = [p.name for p in preds], _columns(first)
     if 'ensemble' in names: raise SettingsError("a member is called 'ensemble'.", 'that name is for the row of all members.')
     w, ens, rows = check_weights(weights, names), ensemble(preds, weights, how=how), []
+    group = group_codes(groups, first.ids)
     for p, own in [*zip(preds, probs), (ens, ens.probs)]:
         k = int((own.argmax(-1) != y).sum())
         row = dict(name=p.name, weight=w.get(p.name) if p is not ens else None, error=k/len(y),
                    **dict(zip(('low', 'high'), wilson(k, len(y)))), log_loss=log_loss(own, y).mean())
         others = [q for q in preds if q is not p]
-        if p is not ens and others and sum(w[q.name] for q in others): row.update(_adds(p, others, w, how, ens, y, n_boot, seed))
+        if p is not ens and others and sum(w[q.name] for q in others): row.update(_adds(p, others, w, how, ens, y, group, n_boot, seed))
         rows.append(row)
     return pd.DataFrame(rows).set_index('name')
 
-def _adds(p, others, w, how, ens, y, n_boot, seed):
+def _adds(p, others, w, how, ens, y, group, n_boot, seed):
     "What the ensemble loses without member `p`"
     without = ensemble(others, {q.name: w[q.name] for q in others}, how=how).align(ens)
     gain = log_loss(without.probs, y)-log_loss(ens.probs, y)
-    half = _boot(gain[:, None], np.arange(len(y)), n_boot, seed)[0]
+    half = _boot(gain[:, None], group, n_boot, seed)[0]
     return dict(disagrees=np.mean([(p.align(q).labels != q.labels).mean() for q in others]), without=float((without.probs.argmax(-1) != y).mean()),
                 adds=gain.mean(), adds_low=gain.mean()-half, adds_high=gain.mean()+half)

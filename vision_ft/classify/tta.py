@@ -6,21 +6,21 @@
 __all__ = ['VIEWS', 'MIN_AREA', 'DEFAULT_VIEWS', 'TURNED', 'view_matrix', 'check_views', 'apply_view', 'head_probs',
            'predict_views', 'average_views', 'tta', 'fit_view_weights']
 
-# %% ../../nbs/classify/21_tta.ipynb #6eec84cd
+# %% ../../nbs/classify/21_tta.ipynb #d9b3ab17
 import re
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from math import floor, gcd, log2
 from zlib import crc32
 import numpy as np, torch, torch.nn.functional as F
-from fastai.data.transforms import IntToFloatTensor
+from fastai.data.transforms import IntToFloatTensor, MultiCategorize
 from fastai.learner import Learner
 from fastai.losses import BCEWithLogitsLossFlat
 from fastai.torch_core import TensorImage
 from fastai.vision.augment import AffineCoordTfm, RandomResizedCropGPU
 from fasttransform import Pipeline
 from torch import nn
-from torch.utils.data import SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 from tqdm.auto import tqdm
 from ..core import DataError, Preds, SettingsError, check_name
 from ..verdict import Bounds, Verdict, mcnemar, paired_interval, tta_verdict # for views
@@ -201,7 +201,7 @@ def head_probs(
     if missing := [k for k in vocab if k not in out]: raise SettingsError(f'the model returns {list(out)}; vocab names {missing} too.')
     return {k: _one_head(out[k], c, name=f'output {k!r}') for k, c in vocab.items()}
 
-# %% ../../nbs/classify/21_tta.ipynb #27f1dfb3
+# %% ../../nbs/classify/21_tta.ipynb #c163efdb
 @dataclass
 class _Feed:
     model:object; batches:object; n:int; vocab:object # batches yields (ids, x)
@@ -221,13 +221,14 @@ def _from_learner(learn, table, bs, num_workers, vocab):
         x = _run(before, x)
         if (hw := x.shape[-2:]) not in frames: frames[hw] = _frame(lambda o: _run_geo(geo, o.to(x.device)).cpu(), hw)
         return x, _run_geo(geo, x), frames[hw]
-    many = isinstance(learn.loss_func, (BCEWithLogitsLossFlat, nn.BCEWithLogitsLoss))
+    many = isinstance(learn.loss_func, (BCEWithLogitsLossFlat, nn.BCEWithLogitsLoss)) or any(
+        isinstance(t, MultiCategorize) for tl in getattr(learn.dls.train_ds, 'tls', ()) for t in tl.tfms)
     dtype = torch.bfloat16 if amp and amp.amp_mode.value == 'bf16' else torch.float16
     return _Feed(learn.model, ((ids[i*dl.bs:(i+1)*dl.bs], b[0]) for i, b in enumerate(dl)), len(dl), learn.dls.vocab if vocab is None else vocab,
                  look, lambda x: _run(after, x), None if many else getattr(learn.loss_func, 'activation', None),
                  (lambda: torch.autocast(learn.dls.device.type, dtype=dtype)) if amp else nullcontext, many=many)
 
-# %% ../../nbs/classify/21_tta.ipynb #bea797da
+# %% ../../nbs/classify/21_tta.ipynb #325086b9
 def _open_batch(b):
     "x and, where they are in it, the ids of a batch"
     parts = list(b.values()) if isinstance(b, dict) else list(b) if isinstance(b, (list, tuple)) else [b]
@@ -238,6 +239,10 @@ def _open_batch(b):
     own = b.get('id', b.get('ids')) if isinstance(b, dict) else next(strings, None)
     return x, None if own is None else [str(int(o) if torch.is_tensor(o) else o) for o in own]
 
+def _in_order(dl):
+    "Whether a dataloader keeps the order of its data set, as far as one can know"
+    return not isinstance(dl, DataLoader) or isinstance(dl.sampler, SequentialSampler) and type(dl.batch_sampler) in (BatchSampler, type(None))
+
 def _from_module(model, dl, vocab, ids, size, stats):
     if vocab is None: raise SettingsError("a plain model doesn't know its classes.", 'pass vocab: a list of names, or {output: names}.')
     ids, wrong = ids if ids is None else [str(i) for i in ids], 'pass an id a picture, and a dataloader with drop_last=False.'
@@ -246,8 +251,8 @@ def _from_module(model, dl, vocab, ids, size, stats):
         done = 0
         for b in dl:
             x, own = _open_batch(b)
-            if own is None and not isinstance(getattr(dl, 'sampler', None), (SequentialSampler, type(None))):
-                raise DataError('this dataloader shuffles, and its batches carry no ids.', 'set shuffle=False, or put ids into the batches.')
+            if (own is None or ids is not None) and not _in_order(dl):
+                raise DataError('this dataloader shuffles, so ids can only come with its batches.', 'set shuffle=False, or put ids into the batches and leave out ids=.')
             own = ids[done:done+len(x)] if ids is not None else own or [str(i+done) for i in range(len(x))]
             done += len(x)
             if len(own) != len(x): raise DataError(f'there are fewer ids ({len(ids or own)}) than pictures.', wrong)
@@ -311,12 +316,17 @@ def predict_views(
     out = {o: {v: Preds(seen, f.vocab if o is None else f.vocab[o], np.concatenate(p), name=name) for v, p in d.items()} for o, d in probs.items()}
     return out.get(None, out)
 
-# %% ../../nbs/classify/21_tta.ipynb #35b9d29e
+# %% ../../nbs/classify/21_tta.ipynb #b29ee092
+def _single(by_view):
+    if many := [k for k, p in by_view.items() if not isinstance(p, Preds)]: raise DataError(f'these are views of several outputs, {many[:4]}.', f'one at a time: by_view[{many[0]!r}].')
+    if not by_view: raise DataError('there are no views.', 'pass what `predict_views` returned.')
+
 def average_views(
     by_view:dict,       # name → `Preds` on the same pictures
     weights:dict=None   # name → weight; a view without one counts once
 )->Preds:
     "The weighted mean of the views' probabilities"
+    _single(by_view)
     w = [*check_weights(weights, by_view, 'view').values()]
     first, *rest = by_view.values()
     probs = np.average([first.probs, *(p.align(first).probs for p in rest)], axis=0, weights=w)
@@ -328,11 +338,12 @@ def tta(learn, table, views=None, flip=True, **kwargs): # `kwargs` as for `predi
     r = predict_views(learn, table, DEFAULT_VIEWS[flip] if views is None else views, **kwargs)
     return average_views(r) if isinstance(next(iter(r.values())), Preds) else {o: average_views(d) for o, d in r.items()}
 
-# %% ../../nbs/classify/21_tta.ipynb #2a895e1c
+# %% ../../nbs/classify/21_tta.ipynb #0c4f8fdc
 def fit_view_weights(
     by_view:dict,     # name of the view → `Preds` with targets
     recipes='convex', # and the rest, as for `compare_weights`
     **kwargs
 )->Comparison: # `.blend.weights` are those of the recommended recipe, by view
     "Whether learned weights for the views pay, on pictures that they were not learned from"
+    _single(by_view)
     return compare_weights([replace(p, name=v) for v, p in by_view.items()], recipes, **kwargs)

@@ -7,7 +7,7 @@ __all__ = ['IMAGE_SUFFIXES', 'ID_COLS', 'LABEL_COLS', 'image_files', 'read_folde
            'plot_label_counts', 'trial_set', 'drop_unreadable', 'check_table', 'group_pairs', 'same_bytes',
            'make_split', 'leaks', 'read_split', 'save_split', 'saved_split', 'split_rows']
 
-# %% ../../nbs/data/10_tables.ipynb #58f8efcb
+# %% ../../nbs/data/10_tables.ipynb #66909879
 import hashlib, os, warnings
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 from tqdm import tqdm
-from ..core import DataError, SettingsError, atomic_path, check_name
+from ..core import DataError, SettingsError, atomic_path, check_name, connect, named_groups
 
 # %% ../../nbs/data/10_tables.ipynb #4311600f
 IMAGE_SUFFIXES = {'.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.gif'}
@@ -71,7 +71,7 @@ def _find_files(rel, ids, labels):
         found += hits
     return found
 
-# %% ../../nbs/data/10_tables.ipynb #692a5304
+# %% ../../nbs/data/10_tables.ipynb #50db2bb4
 def _check_rows(d, what='the table'):
     "An error unless there are rows, their ids are unique, and each has a label"
     if lack := [c for c in ('id', 'label') if c not in d]: raise DataError(f'{what} lacks {", ".join(lack)}; it has {", ".join(map(str, d.columns))}.',
@@ -90,7 +90,7 @@ def read_text(csv):
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e: raise DataError(f'{csv} is not a CSV file in UTF-8: {e}.',
         'save it again as CSV in UTF-8.') from e
 
-# %% ../../nbs/data/10_tables.ipynb #e9f83422
+# %% ../../nbs/data/10_tables.ipynb #f4cc040c
 def read_csv(
     csv,               # file with a row for each image
     folder,            # folder of images that the ids are relative to
@@ -159,7 +159,7 @@ def drop_unreadable(
     bad = np.array([o != '' for o in why], dtype=bool)
     return df[~bad].reset_index(drop=True), df[bad].assign(why=[o for o in why if o]).reset_index(drop=True)
 
-# %% ../../nbs/data/10_tables.ipynb #7faa1690
+# %% ../../nbs/data/10_tables.ipynb #19933b19
 def check_table(
     df,                      # table
     one_class_ok:bool=False, # True only to measure memory on a `trial_set`
@@ -177,25 +177,15 @@ def check_table(
                                  'replace them, or train without them: good, bad = drop_unreadable(df).')
     return df
 
-# %% ../../nbs/data/10_tables.ipynb #74cbb384
-def _connect(ids, keys):
-    "id → number; ids that share a key, directly or through other ids, get the same one"
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
-    a, ids = pd.factorize(np.asarray(ids, dtype=object))
-    b, keys = pd.factorize(np.asarray(keys, dtype=object))
-    n = len(ids)+len(keys)
-    graph = coo_matrix((np.ones(len(a)), (a, b+len(ids))), shape=(n, n))
-    return pd.Series(connected_components(graph, directed=False)[1][:len(ids)], index=ids, name='group')
-
+# %% ../../nbs/data/10_tables.ipynb #bab70818
 def group_pairs(
     pairs # DataFrame whose first two columns are ids of images that belong together
 )->pd.Series: # id → group
     "Groups from pairs of look-alikes, for `make_split`: a with b and b with c puts all three together"
     a, b = pairs.iloc[:, 0], pairs.iloc[:, 1]
-    return _connect([*a, *b], [*range(len(a))]*2)
+    return connect([*a, *b], [*range(len(a))]*2)
 
-# %% ../../nbs/data/10_tables.ipynb #80e978fa
+# %% ../../nbs/data/10_tables.ipynb #773a2f33
 def _content_keys(df):
     "(ids, keys) of the files whose bytes another file has too"
     try:
@@ -215,20 +205,13 @@ def same_bytes(
     known = {k for i, k in zip(ids, keys) if i[0] == 'a'}
     return [i[1:] for i, k in zip(ids, keys) if i[0] == 'b' and k in known]
 
-# %% ../../nbs/data/10_tables.ipynb #8a614a81
-def _group_keys(groups, ids):
-    "(ids, keys) of the caller's groups: a dict, a Series id → group, or a DataFrame id, group; only ids of the table"
-    pairs = groups[['id', 'group']].to_numpy() if isinstance(groups, pd.DataFrame) else list(pd.Series(groups, dtype=object).items())
-    mine = [(i, f'group {g}') for i, g in pairs if i in ids and pd.notna(g)]
-    if len(pairs) and not mine: raise DataError(f'groups name none of the images: they have ids like {pairs[0][0]!r}, the table has {next(iter(ids))!r}.',
-        'ids are paths relative to the folder of images, with their suffix.')
-    return [i for i, _ in mine], [g for _, g in mine]
-
+# %% ../../nbs/data/10_tables.ipynb #6943c735
 def _groups(df, groups=None):
     "id → group number for every row: the caller's groups and identical files, joined; other images are on their own"
     ids, keys = df.id.tolist(), ('own '+df.id.astype(str)).tolist()
-    for i, g in [_content_keys(df)] + ([] if groups is None else [_group_keys(groups, set(df.id))]): ids, keys = ids+i, keys+g
-    return _connect(ids, keys)[df.id]
+    said, of = ([], []) if groups is None else named_groups(groups, df.id)
+    same, files = _content_keys(df)
+    return connect([*ids, *same, *said], [*keys, *files, *(f'group {g}' for g in of)])[df.id]
 
 # %% ../../nbs/data/10_tables.ipynb #9146afa6
 def _deal(d, g, k, seed):
@@ -239,7 +222,7 @@ def _deal(d, g, k, seed):
     for i, (_, held) in enumerate(folds.split(d.id, d.label, None if alone else g)): fold[held] = i
     return fold
 
-# %% ../../nbs/data/10_tables.ipynb #3fcfefef
+# %% ../../nbs/data/10_tables.ipynb #b2fb13d7
 def make_split(
     df,           # table
     k:int=5,      # number of folds, at least 2
@@ -270,17 +253,16 @@ def _check_groups(d, g, k):
     if (n_labels > 1).any(): warnings.warn(f'{(n_labels > 1).sum()} groups hold several labels, such as {_some(d.id[g == n_labels.idxmax()])}; '
                                            'identical files with different labels are label errors.', stacklevel=3)
 
-# %% ../../nbs/data/10_tables.ipynb #c6d88acc
+# %% ../../nbs/data/10_tables.ipynb #1a3bc766
 def leaks(
     split, # DataFrame id, label, fold
     groups # as in `make_split`
 )->pd.DataFrame: # id, label, fold, group of every image whose group straddles folds
     "The images whose group lies in more than one fold: none, if the split is sound"
-    ids, keys = _group_keys(groups, set(split.id))
-    d = split.assign(group=split.id.map(_connect(ids, keys)))
+    d = split.assign(group=split.id.map(connect(*named_groups(groups, split.id))))
     return d[d.groupby('group').fold.transform('nunique') > 1].sort_values(['group', 'id'], ignore_index=True)
 
-# %% ../../nbs/data/10_tables.ipynb #cc4927ac
+# %% ../../nbs/data/10_tables.ipynb #fa6f8770
 def _check_split(split, df):
     "An error unless `split` has exactly the ids and labels of `df`"
     _check_rows(df)
@@ -306,7 +288,7 @@ def read_split(
     _check_split(d, df)
     return d
 
-# %% ../../nbs/data/10_tables.ipynb #87c287d8
+# %% ../../nbs/data/10_tables.ipynb #71b43b85
 def save_split(
     split, # DataFrame id, label, fold
     csv    # file to write; an existing one must say the same
@@ -318,7 +300,7 @@ def save_split(
     with atomic_path(csv) as tmp: tmp.write_bytes(text)
     return csv
 
-# %% ../../nbs/data/10_tables.ipynb #c7edeab7
+# %% ../../nbs/data/10_tables.ipynb #e847e8b5
 def saved_split(
     df,          # table
     csv,         # file of the split, written if it doesn't exist
