@@ -53,7 +53,8 @@ def nothing(d): pass
     (nothing, dict(models=MODELS.assign(effective_bs='many')), 'many'), (nothing, dict(models=MODELS.assign(epochs=0)), 'epochs must be'),
     (nothing, dict(models=MODELS.assign(args='{"drop_path_ratee": 1}')), 'drop_path_ratee'), (nothing, dict(models=MODELS.assign(name='a/b')), 'folder'), (strange_truth, {}, 'no training picture has'), (nothing, dict(models=pd.concat([MODELS, MODELS])), 'different names'),
     (nothing, dict(models=MODELS[:1].assign(size='32x48'), views='above'), 'on their side'),
-    (nothing, dict(views=['plain', 'hflop']), 'hflip'), (nothing, dict(k=100), 'fold'), (nothing, dict(device='tpu'), 'tpu')])
+    (nothing, dict(views=['plain', 'hflop']), 'hflip'), (nothing, dict(seed=-1), 'seed must be'), (nothing, dict(num_workers=-1), 'num_workers must be'),
+    (nothing, dict(groups=pd.DataFrame(dict(file=['a'], plant=[1]))), 'lacks id, group'), (nothing, dict(groups={'a.jpg': 1}), 'none of the images'), (nothing, dict(k=100), 'fold'), (nothing, dict(device='tpu'), 'tpu')])
 def test_refused_before_any_training(data, tmp_path, break_it, kwargs, says, monkeypatch):
     monkeypatch.setenv('HF_HOME', str(tmp_path/'hf')); monkeypatch.setattr(C, 'train', lambda *a, **k: pytest.fail('training began'))
     break_it(data)

@@ -26,7 +26,7 @@ def parser()->argparse.ArgumentParser:
     _add_choices(c.add_argument)
     return p
 
-# %% ../nbs/90_cli.ipynb #e77b3eaf
+# %% ../nbs/90_cli.ipynb #a9e72022
 def _add_choices(add):
     add('--models', default='tiny_photos', help='a preset (tiny, tiny_photos, paddy) or a CSV file; default: tiny_photos')
     add('--effective-bs', type=int, help='pictures to an optimizer step, instead of those in the table')
@@ -46,7 +46,7 @@ def leave_a_core():
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     os.environ.setdefault('OMP_NUM_THREADS', str(max(1, cores-1)))
 
-# %% ../nbs/90_cli.ipynb #e460525d
+# %% ../nbs/90_cli.ipynb #182696c1
 def _run(a):
     from vision_ft.classify.compete import compete
     if a.command == 'demo':
@@ -73,3 +73,5 @@ def main(argv=None)->int: # exit status: 0 done, 2 refused, 130 interrupted
     print(result.table.drop(columns=['arch', 'weight']).to_string(na_rep='', float_format=lambda v: f'{v:.4g}'), summary(result), sep='\n\n')
     print(f'\nreport      {result.plan.out/"report.html"}\nsubmission  {result.plan.out/"submission.csv"}')
     return 0
+
+if __name__ == '__main__' and '__file__' in globals(): sys.exit(main()) # python -m vision_ft.cli

@@ -6,7 +6,7 @@
 __all__ = ['ITEMS', 'parse_size', 'item_tfm', 'Upright', 'dataloaders', 'History', 'StepBar', 'Trained', 'train_settings',
            'train', 'data_id', 'load_trained']
 
-# %% ../../nbs/classify/20_train.ipynb #2a6e758a
+# %% ../../nbs/classify/20_train.ipynb #eb19754f
 import hashlib, os, tempfile, time, warnings
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,11 +28,11 @@ import fastai.callback.schedule, fastai.callback.progress # they patch Learner: 
 from tqdm.auto import tqdm
 from ..core import DataError, SettingsError, check_name, pick_device, set_seed
 from ..models import body_head, make_model, norm_stats, save_weights
-from ..memory import free_memory, plan_micro_bs, track_memory
+from ..memory import _whole, free_memory, plan_micro_bs, track_memory
 from ..accum import GradAccum
 from ..runs import Run
 
-# %% ../../nbs/classify/20_train.ipynb #74fc4ed8
+# %% ../../nbs/classify/20_train.ipynb #0e561d8f
 ITEMS = {'squish': dict(method='squish'), 'crop': dict(method='crop'), 'pad': dict(method='pad', pad_mode='zeros')}
 
 def parse_size(
@@ -110,7 +110,7 @@ class StepBar(Callback):
     def after_epoch(self): self.tqdm.set_postfix(epoch=f'{self.epoch+1}/{self.n_epoch}', error=f'{float(self.recorder.values[-1][-1]):.3f}')
     def after_fit(self): self.tqdm.close()
 
-# %% ../../nbs/classify/20_train.ipynb #d53b68ab
+# %% ../../nbs/classify/20_train.ipynb #853898a5
 @dataclass(frozen=True)
 class Trained:
     "What `train` returns"
@@ -138,7 +138,7 @@ def _check(train, valid, vocab):
     if both := sorted(set(train.path) & set(valid.path)): raise DataError(f'{len(both)} pictures are both in training and in validation, such as {both[0]}.',
         'split with chapter 10, `split_rows(...)`.')
 
-# %% ../../nbs/classify/20_train.ipynb #5215d347
+# %% ../../nbs/classify/20_train.ipynb #78d9b54f
 def train_settings(
     train,            # table of training pictures: columns id, label, path
     valid,            # table of validation pictures
@@ -157,16 +157,15 @@ def train_settings(
 )->dict:
     "All that decides how a training comes out, checked"
     _check(train, valid, vocab)
-    if effective_bs < 1: raise SettingsError(f'effective_bs must be at least 1, got {effective_bs}.',
-        'it is the number of pictures to an optimizer step, such as 64.')
-    if not 1 <= accum <= effective_bs: raise SettingsError(f'accum must be from 1 to effective_bs ({effective_bs}), got {accum}.',
-        'accum is the number of micro-batches.')
-    if micro_bs is not None: accum = _accum(effective_bs, accum, micro_bs)
+    effective_bs = _whole(effective_bs, 'effective_bs')
+    if accum == 'auto': raise SettingsError('accum is a number of micro-batches.', "pass micro_bs='auto' for as many as are needed.")
+    accum = _whole(accum, 'accum', most=effective_bs)
+    if micro_bs is not None: accum, micro_bs = _accum(effective_bs, accum, micro_bs)
     if epochs < 1 or not 0 < lr < 100: raise SettingsError(f'epochs must be at least 1 and lr above 0, got epochs={epochs}, lr={lr}.',
         'lr is about 0.01 with weights, 0.003 without.')
     item_tfm(item)
-    return dict(arch=arch, size=parse_size(size), item=str(item), effective_bs=int(effective_bs),
-                accum=accum if accum == 'auto' else int(accum), epochs=int(epochs), lr=float(lr),
+    given = dict(micro_bs=micro_bs) if micro_bs is not None and accum != 'auto' else {}
+    return dict(arch=arch, size=parse_size(size), item=str(item), effective_bs=effective_bs, accum=accum, **given, epochs=int(epochs), lr=float(lr),
                 finetune=weights is not None if finetune is None else bool(finetune), weights=_weights_id(weights), flip=bool(flip), seed=seed,
                 vocab=sorted(map(str, vocab or train.label.unique())), device=pick_device(device).split(':')[0], model_args=model_args, data=data_id(train, valid))
 
@@ -214,7 +213,7 @@ def data_id(*tables)->str: # 12 hex digits
         h.update(b'\f')
     return h.hexdigest()[:12]
 
-# %% ../../nbs/classify/20_train.ipynb #2edc1b22
+# %% ../../nbs/classify/20_train.ipynb #09b1a23a
 def _learner(train, valid, s, device, num_workers, weights, micro_bs, path=None):
     "Learner for the settings `s`; random weights, batches and crops follow from its seed"
     set_seed(s['seed'])
@@ -239,24 +238,27 @@ def _fit(train, valid, s, weights, device, num_workers, progress, path, micro_bs
     mib = dict(start=round(memory.start_mib, 1), peak=round(memory.peak_mib, 1), added=round(memory.added_mib, 1))
     return Trained(learn, history.table, mib, time.perf_counter()-t, micro_bs)
 
-# %% ../../nbs/classify/20_train.ipynb #c39a62f3
+# %% ../../nbs/classify/20_train.ipynb #f91ffac8
 def _accum(effective_bs, accum, micro_bs):
-    "Micro-batches to a step for a `micro_bs`: a number, or 'auto'"
+    "Micro-batches to a step and pictures to a micro-batch for a `micro_bs`: a number, or 'auto'"
     if accum != 1: raise SettingsError(f'micro_bs={micro_bs} and accum={accum} say the same thing twice.', 'pass one of the two.')
-    if micro_bs == 'auto': return 'auto'
-    try: n = int(micro_bs)
-    except (TypeError, ValueError): n = 0
-    if not 1 <= n <= effective_bs: raise SettingsError(f"micro_bs must be from 1 to effective_bs ({effective_bs}), or 'auto', got {micro_bs!r}.",
-        'it is the number of pictures that go through the model at a time.')
-    return ceil(effective_bs/n)
+    if micro_bs == 'auto': return 'auto', None
+    n = _whole(micro_bs, "micro_bs, if not 'auto',", most=effective_bs)
+    return ceil(effective_bs/n), n
 
 def _planned(s, device):
     "Pictures to a micro-batch for the settings"
-    if s['accum'] != 'auto': return ceil(s['effective_bs']/s['accum'])
-    kind, precision = ('cuda', 'fp16') if device.startswith('cuda') else ('cpu', 'fp32') # on Apple's chips memory is shared
-    return plan_micro_bs(s['arch'], s['size'], s['effective_bs'], budget=None, device=kind, precision=precision, n_out=len(s['vocab']), **s['model_args']).micro_bs
+    if s['accum'] != 'auto': return s.get('micro_bs') or ceil(s['effective_bs']/s['accum'])
+    kind, precision = (device, 'fp16') if device.startswith('cuda') else ('cpu', 'fp32') # on Apple's chips memory is shared
+    try:
+        return plan_micro_bs(s['arch'], s['size'], s['effective_bs'], budget=None, device=kind, precision=precision,
+                             n_out=len(s['vocab']), **s['model_args']).micro_bs
+    except SettingsError as e:
+        if 'for one image' not in e.wrong: raise
+        raise SettingsError(e.wrong, 'choose a smaller size or model, or free memory that something else holds.') from None
 
-def _out_of_memory(e): return isinstance(e, torch.OutOfMemoryError) or any(w in str(e) for w in ('out of memory', "can't allocate memory"))
+_full = 'out of memory', "can't allocate memory", 'ALLOC_FAILED' # the last of cuBLAS and cuDNN
+def _out_of_memory(e): return isinstance(e, torch.OutOfMemoryError) or any(w in str(e) for w in _full)
 
 def _fit_smaller(train, valid, s, weights, device, num_workers, progress, path=None):
     "`_fit`, with half the micro-batch when the device runs out of memory"

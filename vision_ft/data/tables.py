@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'ID_COLS', 'LABEL_COLS', 'image_files', 'read_folder', 'read_text', 'read_csv', 'label_counts',
-           'plot_label_counts', 'trial_set', 'drop_unreadable', 'check_table', 'group_pairs', 'same_bytes',
+           'plot_label_counts', 'trial_set', 'drop_unreadable', 'check_table', 'open_rgb', 'group_pairs', 'same_bytes',
            'make_split', 'leaks', 'read_split', 'save_split', 'saved_split', 'split_rows']
 
-# %% ../../nbs/data/10_tables.ipynb #66909879
+# %% ../../nbs/data/10_tables.ipynb #42c0ee3a
 import hashlib, os, warnings
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm import tqdm
 from ..core import DataError, SettingsError, atomic_path, check_name, connect, named_groups
 
@@ -71,7 +71,7 @@ def _find_files(rel, ids, labels):
         found += hits
     return found
 
-# %% ../../nbs/data/10_tables.ipynb #50db2bb4
+# %% ../../nbs/data/10_tables.ipynb #398e8618
 def _check_rows(d, what='the table'):
     "An error unless there are rows, their ids are unique, and each has a label"
     if lack := [c for c in ('id', 'label') if c not in d]: raise DataError(f'{what} lacks {", ".join(lack)}; it has {", ".join(map(str, d.columns))}.',
@@ -87,7 +87,8 @@ def read_text(csv):
     "A CSV file as text: no number loses its zeros, no label `NA` turns into a gap"
     try: return pd.read_csv(csv, dtype=str, keep_default_na=False, encoding='utf-8-sig')
     except FileNotFoundError: raise DataError(f'{csv} does not exist.', 'check the path.') from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e: raise DataError(f'{csv} is not a CSV file in UTF-8: {e}.',
+    except pd.errors.EmptyDataError: raise DataError(f'{csv} is empty.', 'write it again.') from None
+    except (pd.errors.ParserError, UnicodeDecodeError) as e: raise DataError(f'{csv} is not a CSV file in UTF-8: {e}.',
         'save it again as CSV in UTF-8.') from e
 
 # %% ../../nbs/data/10_tables.ipynb #f4cc040c
@@ -159,7 +160,7 @@ def drop_unreadable(
     bad = np.array([o != '' for o in why], dtype=bool)
     return df[~bad].reset_index(drop=True), df[bad].assign(why=[o for o in why if o]).reset_index(drop=True)
 
-# %% ../../nbs/data/10_tables.ipynb #19933b19
+# %% ../../nbs/data/10_tables.ipynb #8ff4e9be
 def check_table(
     df,                      # table
     one_class_ok:bool=False, # True only to measure memory on a `trial_set`
@@ -174,8 +175,21 @@ def check_table(
         'add images of it, or drop the class.')
     _, bad = drop_unreadable(df, workers)
     if len(bad): raise DataError(f'{len(bad)} of {len(df)} images cannot be read:\n' + '\n'.join(f'    {o.id}: {o.why}' for o in bad[:5].itertuples()),
-                                 'replace them, or train without them: good, bad = drop_unreadable(df).')
+                                 'replace them or move them away; in Python, good, bad = drop_unreadable(df) parts them.')
     return df
+
+# %% ../../nbs/data/10_tables.ipynb #f63e7422
+def open_rgb(
+    path,
+    draft=None # (width, height) that is enough; a JPEG is then decoded at a fraction of its size, which is faster
+)->Image.Image:
+    "A picture as people see it: upright, RGB, on white where it is transparent"
+    with Image.open(path) as im:
+        if draft: im.draft('RGB', draft)
+        im = ImageOps.exif_transpose(im)
+        if 'A' not in im.getbands() and 'transparency' not in im.info: return im.convert('RGB')
+        im = im.convert('RGBA')
+        return Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im).convert('RGB')
 
 # %% ../../nbs/data/10_tables.ipynb #bab70818
 def group_pairs(
@@ -242,13 +256,13 @@ def make_split(
         'use fewer folds or smaller groups.')
     return split
 
-# %% ../../nbs/data/10_tables.ipynb #0e3a24db
+# %% ../../nbs/data/10_tables.ipynb #8a4c5b22
 def _check_groups(d, g, k):
     "An error if a class has fewer groups than folds; a warning if a group holds several labels"
     n = pd.Series(g).groupby(d.label).agg(['size', 'nunique']).sort_values('nunique', kind='stable')
     images, groups = n.iloc[0]
     if groups < k: raise DataError(f'class {n.index[0]!r} has {images} images in {groups} groups (copies count once), fewer than the {k} folds.',
-                                   (f'use at most k={groups}, ' if groups > 1 else '')+'add images of it, or drop the class.')
+                                   (f'use at most k={groups} (--folds {groups}), ' if groups > 1 else '')+'add images of other groups, or drop the class.')
     n_labels = d.label.groupby(g).nunique()
     if (n_labels > 1).any(): warnings.warn(f'{(n_labels > 1).sum()} groups hold several labels, such as {_some(d.id[g == n_labels.idxmax()])}; '
                                            'identical files with different labels are label errors.', stacklevel=3)
@@ -300,7 +314,7 @@ def save_split(
     with atomic_path(csv) as tmp: tmp.write_bytes(text)
     return csv
 
-# %% ../../nbs/data/10_tables.ipynb #e847e8b5
+# %% ../../nbs/data/10_tables.ipynb #423f981d
 def saved_split(
     df,          # table
     csv,         # file of the split, written if it doesn't exist
@@ -312,7 +326,7 @@ def saved_split(
     if not Path(csv).exists(): return read_split(save_split(make_split(df, k, seed, groups), csv), df)
     split = read_split(csv, df)
     if (had := split.fold.nunique()) != k: raise SettingsError(f'{csv} has {had} folds, k={k} was asked for.',
-        f'pass k={had}, or choose another file for a split of {k}.')
+        f'pass k={had} (--folds {had}), or choose another file for a split of {k}.')
     if groups is not None and len(bad := leaks(split, groups)):
         raise DataError(f'{csv} was made without these groups: {len(bad)} images lie in a group that straddles folds, such as {_some(bad.id, 2)}.',
             'make a new split in a new file.')
