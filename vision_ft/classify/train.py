@@ -6,7 +6,7 @@
 __all__ = ['ITEMS', 'parse_size', 'item_tfm', 'Upright', 'dataloaders', 'History', 'StepBar', 'Trained', 'train_settings',
            'train', 'data_id', 'load_trained']
 
-# %% ../../nbs/classify/20_train.ipynb #eb19754f
+# %% ../../nbs/classify/20_train.ipynb #a4bf1323
 import hashlib, os, tempfile, time, warnings
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,9 +23,9 @@ from fastai.metrics import error_rate
 from fastai.vision.augment import Resize, aug_transforms
 from fastai.vision.core import PILImage
 from fastai.vision.data import ImageBlock
-from PIL import Image, ImageOps
 import fastai.callback.schedule, fastai.callback.progress # they patch Learner: fine_tune, fit_one_cycle, no_bar
 from tqdm.auto import tqdm
+from ..data.tables import open_rgb
 from ..core import DataError, SettingsError, check_name, pick_device, set_seed
 from ..models import body_head, make_model, norm_stats, save_weights
 from ..memory import _whole, free_memory, plan_micro_bs, track_memory
@@ -54,13 +54,13 @@ def item_tfm(
     if len(size) != 1: raise SettingsError(f'item must be a method and a size, got {item!r}.', "write it like 'squish 480' or 'crop 640x480'.")
     return Resize(parse_size(size[0]), **ITEMS[check_name(how, ITEMS, 'item transform')])
 
-# %% ../../nbs/classify/20_train.ipynb #8fbf6bb8
+# %% ../../nbs/classify/20_train.ipynb #1b121ffe
 class Upright(PILImage):
-    "An RGB picture, turned as its camera noted (EXIF), which fastai by itself doesn't"
+    "A picture as `open_rgb` of chapter 10 shows it: upright and on white, neither of which fastai does by itself"
     @classmethod
     def create(cls, fn, **kwargs):
         if not isinstance(fn, (str, Path)): return super().create(fn, **kwargs)
-        with Image.open(fn) as im: return cls(ImageOps.exif_transpose(im).convert('RGB'))
+        return cls(open_rgb(fn))
 
 # %% ../../nbs/classify/20_train.ipynb #ae614886
 def dataloaders(
@@ -213,7 +213,7 @@ def data_id(*tables)->str: # 12 hex digits
         h.update(b'\f')
     return h.hexdigest()[:12]
 
-# %% ../../nbs/classify/20_train.ipynb #09b1a23a
+# %% ../../nbs/classify/20_train.ipynb #d13ad234
 def _learner(train, valid, s, device, num_workers, weights, micro_bs, path=None):
     "Learner for the settings `s`; random weights, batches and crops follow from its seed"
     set_seed(s['seed'])
@@ -232,8 +232,8 @@ def _fit(train, valid, s, weights, device, num_workers, progress, path, micro_bs
     with track_memory(device) as memory, learn.no_bar(), learn.no_logging(), learn.added_cbs([history, *bar]):
         if s['finetune']: learn.fine_tune(s['epochs'], s['lr'])
         else: learn.unfreeze(); learn.fit_one_cycle(s['epochs'], s['lr'])
-    if not history.table.train_loss.notna().all():
-        raise SettingsError(f'the training loss became NaN in epoch {int(history.table.train_loss.isna().argmax())}.',
+    if (nan := history.table[['train_loss', 'valid_loss']].isna().any(axis=1)).any():
+        raise SettingsError(f'the loss became NaN in epoch {int(nan.argmax())}.',
             f'lower lr (it was {s["lr"]}).')
     mib = dict(start=round(memory.start_mib, 1), peak=round(memory.peak_mib, 1), added=round(memory.added_mib, 1))
     return Trained(learn, history.table, mib, time.perf_counter()-t, micro_bs)
