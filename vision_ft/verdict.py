@@ -34,7 +34,7 @@ def paired_interval(
         return 1. if h-g == n else brentq(excess, (h-g)/n+1e-9, 1)
     return -high(hurt, helped), high(helped, hurt)
 
-# %% ../nbs/07_verdict.ipynb #c4366c9e
+# %% ../nbs/07_verdict.ipynb #b0773bef
 @dataclass(frozen=True)
 class Verdict:
     "What became of the same pictures between two sets of predictions; `print` it for a sentence"
@@ -51,11 +51,11 @@ class Verdict:
     def says(self): return "can't tell" if self.p >= .05 or self.low <= 0 <= self.high else 'helped' if self.diff < 0 else 'hurt'
     def __str__(self):
         end = {"can't tell": 'too little to tell whether it helps', 'helped': 'it helped', 'hurt': 'it hurt'}[self.says]
-        by = f' of whole groups (there are {self.groups})' if self.groups else ''
+        luck = f'the luck of whole groups (there are {self.groups})' if self.groups else 'luck'
         ends = 'too few groups for an interval' if np.isnan(self.low) else f'95% interval {100*self.low:+.2f} to {100*self.high:+.2f}'
         return (f'Of {self.n} pictures {self.helped} became right, {self.hurt} became wrong, {self.unchanged} stayed: error '
                 f'{self.wrong_plain/self.n:.2%} → {self.wrong_tta/self.n:.2%}, a change of {100*self.diff:+.2f} points ({ends}). '
-                f'By the luck{by} alone a split this uneven has p = {self.p:.2g}: {end}.')
+                f'By {luck} alone a split this uneven has p = {self.p:.2g}: {end}.')
     def _repr_html_(self): return f'<b>{self.says}</b>: {self}'
 
 # %% ../nbs/07_verdict.ipynb #213ee08f
