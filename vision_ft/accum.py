@@ -52,7 +52,7 @@ def loss_shares(
     total = sum(parts)
     return [p/total if total else float('nan') for p in parts] # nan: so is the full batch's mean over nothing
 
-# %% ../nbs/04_accum.ipynb #ce69dde3
+# %% ../nbs/04_accum.ipynb #f63c7e7b
 def n_samples(
     dl # a DataLoader of fastai or torch
 )->int:
@@ -66,7 +66,7 @@ def n_samples(
         'give the DataLoader a dataset or a sampler with a length.')
     return n - n%bs if bs and getattr(draws, 'drop_last', False) else n
 
-# %% ../nbs/04_accum.ipynb #2d011cfa
+# %% ../nbs/04_accum.ipynb #aed7dca8
 class Windows:
     "A DataLoader seen as windows of `effective_bs` samples: iterates over windows; `.window` holds the micro-batches of the current one"
     def __init__(self, dl, effective_bs): self.dl, self.effective_bs, self.window = dl, effective_bs, []
@@ -82,6 +82,7 @@ class Windows:
                 if room == 0:
                     self.window, window, room = window, [], self.effective_bs
                     yield self.window[-1]
+                    self.window, take = [], None # the next window is collected without this one beside it
                 if not b: break
         if window:
             self.window = window
@@ -93,7 +94,7 @@ class Windows:
 
 def _cut(b, i, j): return apply(lambda o: o[i:j], b)
 
-# %% ../nbs/04_accum.ipynb #ce50f1a1
+# %% ../nbs/04_accum.ipynb #53939468
 class GradAccum(Callback):
     "One optimizer step for every `effective_bs` samples, with the gradient of a batch of that size, whatever the DataLoader's batch size"
     order, run_valid = -5, False # after the model is put in training mode, before whatever works on a batch

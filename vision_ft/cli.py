@@ -46,7 +46,7 @@ def leave_a_core():
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     os.environ.setdefault('OMP_NUM_THREADS', str(max(1, cores-1)))
 
-# %% ../nbs/90_cli.ipynb #182696c1
+# %% ../nbs/90_cli.ipynb #8bb3d290
 def _run(a):
     from vision_ft.classify.compete import compete
     if a.command == 'demo':
@@ -70,6 +70,7 @@ def main(argv=None)->int: # exit status: 0 done, 2 refused, 130 interrupted
         print('\nvision-ft: interrupted. The same command goes on with what is not done yet.', file=sys.stderr)
         return 130
     from vision_ft.classify.compete import summary
+    print('Shares of wrong pictures, with test-time augmentation under tta; seconds of training; memory in MiB.\n')
     print(result.table.drop(columns=['arch', 'weight']).to_string(na_rep='', float_format=lambda v: f'{v:.4g}'), summary(result), sep='\n\n')
     print(f'\nreport      {result.plan.out/"report.html"}\nsubmission  {result.plan.out/"submission.csv"}')
     return 0

@@ -337,7 +337,7 @@ def _trace(model, x, precision, fused_attn):
         _backward(nodes, live.events)
     return saved, copies, live.events
 
-# %% ../nbs/06_predict.ipynb #4b22dc0f
+# %% ../nbs/06_predict.ipynb #2cbb861e
 @dataclass(frozen=True, eq=False)
 class MemoryPrediction:
     "Peak memory of a training step, by what it is for"
@@ -356,10 +356,19 @@ def _whole(n, name, most=math.inf):
     except (TypeError, ValueError): pass
     raise SettingsError(f'{name} must be a whole number, at least 1{f" and at most {most}"*(most < math.inf)}, got {n!r}.', 'write it like 16.')
 
+def _device(device):
+    "'cpu', or 'cuda' with or without a number"
+    kind = check_name(str(device).split(':')[0], ['cuda', 'cpu'], 'device')
+    return kind if kind == 'cpu' else str(device)
+
+def _overhead(mib):
+    if mib is None or not isinstance(mib, (str, bool)) and 0 <= mib < 1e7: return mib
+    raise SettingsError(f'overhead_mib must be a number of MiB from 0, got {mib!r}.', 'see `memory_report`, or leave it out.')
+
 def _pixels(size):
     "(height, width) of 224, '224', '320x224' or (320, 224)"
     hw = size.split('x') if isinstance(size, str) else size if isinstance(size, (tuple, list)) else [size]
-    if len(hw) > 2: raise SettingsError(f'{size!r} is not a size in pixels.', "write it like 224 or '320x224' (height x width).")
+    if not 1 <= len(hw) <= 2: raise SettingsError(f'{size!r} is not a size in pixels.', "write it like 224 or '320x224' (height x width).")
     return tuple(_whole(o, 'size') for o in (hw*2)[:2])
 
 def _model(arch, size, device, n_out=10, trainable='all', fused_attn=True, checkpointing=False, channels_last=False, **kwargs):
@@ -373,7 +382,7 @@ def _model(arch, size, device, n_out=10, trainable='all', fused_attn=True, check
     _freeze(model, trainable)
     return model.to(memory_format=torch.channels_last) if channels_last else model
 
-# %% ../nbs/06_predict.ipynb #a5cd5a77
+# %% ../nbs/06_predict.ipynb #b4cb55b3
 def predict_memory(
     arch:str,              # any name that `models.today` understands
     size=224,              # image size in pixels, int or (height, width)
@@ -387,21 +396,21 @@ def predict_memory(
     checkpointing=False,   # timm's `set_grad_checkpointing`
     channels_last=False,   # memory format
     overhead_mib=None,     # MiB of context and libraries, where known; None: `OVERHEAD_MIB` for 'cuda', 0 for 'cpu'
-    probe=False,           # measure two short trainings on the device instead, and draw the line through them
+    probe=False,           # measure two short trainings on the device instead, overhead and all, and draw the line through them
     **kwargs               # for `timm.create_model`
 )->MemoryPrediction:
     "Peak memory of a training step of `micro_bs` images, in MiB"
-    for o in ((precision, PRECISIONS, 'precision'), (optimizer, OPTIMIZERS, 'optimizer'), (trainable, TRAINABLE, 'trainable'),
-              (str(device).split(':')[0], ['cuda', 'cpu'], 'device')): check_name(*o)
-    (h, w), micro_bs = _pixels(size), _whole(micro_bs, 'micro_bs')
+    for o in ((precision, PRECISIONS, 'precision'), (optimizer, OPTIMIZERS, 'optimizer'), (trainable, TRAINABLE, 'trainable')): check_name(*o)
+    device, (h, w), micro_bs, overhead = _device(device), _pixels(size), _whole(micro_bs, 'micro_bs'), _overhead(overhead_mib)
     args = dict(arch=arch, size=(h, w), n_out=_whole(n_out, 'n_out'), trainable=trainable, fused_attn=fused_attn, checkpointing=checkpointing,
                 channels_last=channels_last, **kwargs)
+    if probe: _model(**args, device='meta') # refused here rather than in a process of its own
     try: parts = (_probe if probe else _predict)(args, micro_bs, precision, optimizer, device)
     except ValueError as e:
         if 'more than 1 value per channel' not in str(e): raise
         raise SettingsError(f'{arch} at {h}×{w} px comes to batch norm on maps of one pixel, which one image can\'t be normalised over.',
             'use at least 2 images to a micro-batch, or a larger size.') from None
-    if not probe: parts['overhead'] = (OVERHEAD_MIB if device != 'cpu' else 0) if overhead_mib is None else overhead_mib
+    if not probe: parts['overhead'] = (OVERHEAD_MIB if device != 'cpu' else 0) if overhead is None else overhead
     title = f'{arch}, {h}×{w} px, {micro_bs} image{"s"*(micro_bs > 1)}, {precision}, {optimizer}{", probed"*probe}'
     return MemoryPrediction(pd.Series(parts), title)
 
@@ -450,7 +459,7 @@ def _measure(args, n, precision, optimizer, device, threads=None):
     r = memory_report(device)
     return t.added_mib if threads else r.process_mib-r.reserved_mib+torch.cuda.max_memory_reserved(device)/MiB
 
-# %% ../nbs/06_predict.ipynb #e20f77a7
+# %% ../nbs/06_predict.ipynb #8fe5e032
 SURE = dict(plain=.10, checkpointing=.20) # share of the budget to keep free: predictions have been off by less, see the benchmark
 
 @dataclass(frozen=True, eq=False)
@@ -469,7 +478,7 @@ class MicroPlan:
         more = f' if the process takes {self.unknown_mib:,.0f} MiB more than is assumed' if self.unknown_mib else ''
         mend = 'be ready for a smaller one' if 'fixed' in self.parts else f'{"pass its overhead_mib=, or " if more else ""}measure with probe=True'
         how = f'sure: {self.margin:.0%} are left{" even"*bool(more)}{more}' if self.sure else \
-              f'not sure: less than {self.margin:.0%} are left{more}; {mend}'
+              f'not sure: {"it is too much" if self.peak_mib+self.unknown_mib > self.budget_mib else f"less than {self.margin:.0%} are left"}{more}; {mend}'
         return f'micro_bs {self.micro_bs}, accum {self.accum} for an effective batch of {self.effective_bs}: {self.peak_mib:,.0f} of ' \
                f'{self.budget_mib:,.0f} MiB, {1-self.peak_mib/self.budget_mib:.0%} to spare; {how}'
 
@@ -489,7 +498,7 @@ def _budget(budget, device):
     if 0 < mib < 1e7: return mib
     raise SettingsError(f'{budget!r} is not an amount of memory.', "write it like '16GB', or as a number of MiB (not of bytes).")
 
-# %% ../nbs/06_predict.ipynb #a24821ad
+# %% ../nbs/06_predict.ipynb #9e00066d
 def plan_micro_bs(
     arch, size=224,      # as for `predict_memory`
     effective_bs:int=64, # images to an optimizer step
@@ -497,14 +506,17 @@ def plan_micro_bs(
     device='cuda', overhead_mib=None, probe=False, **kwargs # as for `predict_memory`
 )->MicroPlan:
     "The largest micro-batch whose training step fits the budget"
-    eff, (h, w), _ = _whole(effective_bs, 'effective_bs'), _pixels(size), check_name(str(device).split(':')[0], ['cuda', 'cpu'], 'device')
+    eff, (h, w), device = _whole(effective_bs, 'effective_bs'), _pixels(size), _device(device)
     predict = partial(predict_memory, device=device, overhead_mib=overhead_mib, **kwargs)
     mib, unknown = _budget(budget, device), (OVERHEAD_MAX_MIB-OVERHEAD_MIB)*(device != 'cpu' and overhead_mib is None and not probe)
     line = predict(arch, size, eff, probe=True).parts/[1, eff] if probe else None # measured once
     margin, tried = SURE['checkpointing' if kwargs.get('checkpointing') else 'plain'], {}
 
     def fits(n):
-        parts = line*[1, n] if probe else predict(arch, size, n).parts
+        try: parts = line*[1, n] if probe else predict(arch, size, n).parts
+        except SettingsError as e:
+            if n == 1 and 'batch norm' in e.wrong: return False # one image can't be normalised; nor does a larger micro-batch fit
+            raise
         parts['window'] = (eff-n)*kwargs.get('in_chans', 3)*h*w*4/MiB
         tried[n] = MicroPlan(n, math.ceil(eff/n), eff, mib, parts, unknown, margin)
         return tried[n].peak_mib <= mib
@@ -513,7 +525,8 @@ def plan_micro_bs(
     splits = sorted({math.ceil(eff/k) for k in range(1, eff+1)}) # the largest micro-batch for each number of them
     i = bisect.bisect_left(splits, True, hi=len(splits)-1, key=lambda n: not fits(n))
     if i: return tried[splits[i-1]]
-    raise SettingsError(f'{arch} at {size} px needs {tried[1].peak_mib:,.0f} MiB for one image at a time, the budget is {mib:,.0f}.',
+    least = min(tried)
+    raise SettingsError(f'{arch} at {size} px needs {tried[least].peak_mib:,.0f} MiB for {least} image{"s"*(least > 1)} at a time, the budget is {mib:,.0f}.',
         'try a smaller size or model, checkpointing=True or a frozen body.')
 
 # %% ../nbs/06_predict.ipynb #6f8bfe26

@@ -389,7 +389,7 @@ def compare_weights(
         for i, r in enumerate(others): rows[r].update({f'{pre}gain': mid[i], f'{pre}low': mid[i]-half[i], f'{pre}high': mid[i]+half[i]})
     return _conclude(pd.DataFrame(rows).T, metric, by_name, preds, out, len(y)**2/(np.bincount(group)**2).sum(), seed)
 
-# %% ../nbs/08_weights.ipynb #a24f3799
+# %% ../nbs/08_weights.ipynb #01593df8
 def _conclude(t, metric, by_name, preds, out, evidence, seed):
     "The `Comparison` of a table of gains, its first row that of the weights to beat"
     base = t.index[0]
@@ -402,5 +402,6 @@ def _conclude(t, metric, by_name, preds, out, evidence, seed):
     best = (sure if len(sure) else t.drop(index=base)).gain.idxmax()
     r, together = t.loc[best], '' if len(t) == 2 else f', {len(t)-1} recipes at once'
     facts = (f'{"lowers" if r.gain > 0 else "raises"} the {metric.replace("_", " ")} by {abs(r.gain):.4f} on {len(preds[0])} pictures in folds it never saw '
-             f'(gain from {r.low:.4f} to {r.high:.4f}, 95%{together}).')
+             f'(gain from {r.low:.4f} to {r.high:.4f}, 95%{together})'
+             + (f'; its error there is {r.error:.2%}, before {t.error[base]:.2%}.' if metric != 'error' else '.'))
     return done(best, f'Use {best}: it {facts}') if len(sure) else done(base, f'{keep}: no gain is surely above zero. The nearest, {best}, {facts}')

@@ -80,7 +80,7 @@ def row_settings(plan, r)->dict:
     return dict(arch=r.arch, size=r['size'], item=r['item'], effective_bs=r.effective_bs, **_split(r), **_stages(r), epochs=r.epochs, lr=r.lr, weights=r.weights,
                 flip=plan.flip, seed=plan.seed, device=plan.device, **json.loads(r.args))
 
-# %% ../../nbs/classify/24_compete.ipynb #9dfac910
+# %% ../../nbs/classify/24_compete.ipynb #66c44a29
 def prepare(
     data, out, models='tiny', effective_bs=None, epochs=None, micro_bs=None, device=None, flip=True,
     k=5, views=None, weights=None, groups=None, holdout=.2, seed=42
@@ -100,11 +100,17 @@ def prepare(
     _check_disk(out, sum(c['params_m'] for c in checks))
     comp = read_competition(data, holdout, seed, groups, out/'holdout.csv')
     if groups is not None: _check_named(groups, [*comp.train.id, *comp.test.id])
-    train, valid = split_rows(comp.train, saved_split(comp.train, out/'split.csv', k=k, seed=seed, groups=groups), fold=0)
+    mine = _named(groups, comp.train.id)
+    train, valid = split_rows(comp.train, saved_split(comp.train, out/'split.csv', k=k, seed=seed, groups=mine), fold=0)
     plan = Plan(comp, models, weights, train, valid, views, out, device, flip, seed, groups)
     for _, r in models.iterrows(): check_views(views, train_settings(train, valid, **row_settings(plan, r))['size'])
     for arch in {r.arch for r in models.itertuples() if r.weights == 'hub'}: fetch_weights(arch)
     return plan
+
+def _named(groups, ids):
+    "The groups if they name any of these pictures, else None"
+    try: return groups if groups is not None and len(group_codes(groups, ids)) else None
+    except DataError: return None
 
 def _check_named(groups, ids):
     "A warning if groups name pictures that aren't there"
@@ -355,7 +361,7 @@ def write_report(result:Result)->Path:
     with atomic_path(plan.out/'report.html') as tmp: tmp.write_text(page, encoding='utf-8')
     return plan.out/'report.html'
 
-# %% ../../nbs/classify/24_compete.ipynb #f18521b2
+# %% ../../nbs/classify/24_compete.ipynb #e42c1935
 def summary(result:Result)->str:
     "Errors of the ensemble, of the model that validation chose and of the baselines with 95% intervals, and what TTA and fitted weights change"
     (plain, which), (tta, _), plan = scored(result, ''), scored(result, '_tta'), result.plan
@@ -373,15 +379,13 @@ def verdicts(plain, tta, plan)->list: # of str
     "What the views changed in the ensemble, and whether fitted weights would beat the given ones"
     w, valid = plan.weights, [r.preds('valid_tta') for r in _runs(plan)]
     before, after = ensemble(plain, w), ensemble(tta, w)
-    def known(p):
-        try: return plan.groups if plan.groups is not None and len(group_codes(plan.groups, p.ids)) else None
-        except DataError: return None # they name none of these pictures
-    say = [f'TTA in the ensemble: {tta_verdict(before, after, groups=known(after))}']
+    say = [f'TTA in the ensemble: {tta_verdict(before, after, groups=_named(plan.groups, after.ids))}']
     if len(valid) > 1:
         given = {k: round(v, 3) for k, v in w.items()}
         even = len(set(given.values())) == 1
-        c = compare_weights(valid, ['greedy', 'convex', *([] if even else ['equal'])], against='equal' if even else given, groups=known(valid[0]), seed=plan.seed)
-        option = '' if c.recommended == c.table.index[0] else ' As an option: --weights '+' '.join(f'{k}={v:.3g}' for k, v in c.blend.weights.items())
+        c = compare_weights(valid, ['greedy', 'convex', *([] if even else ['equal'])], against='equal' if even else given, groups=_named(plan.groups, valid[0].ids), seed=plan.seed)
+        worse = c.table.error[c.recommended] > c.table.error.iloc[0]
+        option = '' if c.recommended == c.table.index[0] else ' As it makes more errors, look twice.' if worse else ' As an option: --weights '+' '.join(f'{k}={v:.3g}' for k, v in c.blend.weights.items())
         say.append(f'Weights fitted to the {len(valid[0])} validation pictures (in two ways, greedy and convex): {c.sentence}{option}')
-    if known(after) is not None: say.append('The verdict counts a group as one. The intervals of the errors above count pictures, and are too narrow where those of a group are alike.')
+    if _named(plan.groups, after.ids) is not None: say.append('The verdict counts a group as one. The intervals of the errors above count pictures, and are too narrow where those of a group are alike.')
     return [fill(o, 110, subsequent_indent='  ', break_long_words=False, break_on_hyphens=False) for o in say]

@@ -238,7 +238,7 @@ def _fit(train, valid, s, weights, device, num_workers, progress, path, micro_bs
     mib = dict(start=round(memory.start_mib, 1), peak=round(memory.peak_mib, 1), added=round(memory.added_mib, 1))
     return Trained(learn, history.table, mib, time.perf_counter()-t, micro_bs)
 
-# %% ../../nbs/classify/20_train.ipynb #f91ffac8
+# %% ../../nbs/classify/20_train.ipynb #200388bf
 def _accum(effective_bs, accum, micro_bs):
     "Micro-batches to a step and pictures to a micro-batch for a `micro_bs`: a number, or 'auto'"
     if accum != 1: raise SettingsError(f'micro_bs={micro_bs} and accum={accum} say the same thing twice.', 'pass one of the two.')
@@ -254,7 +254,7 @@ def _planned(s, device):
         return plan_micro_bs(s['arch'], s['size'], s['effective_bs'], budget=None, device=kind, precision=precision,
                              n_out=len(s['vocab']), **s['model_args']).micro_bs
     except SettingsError as e:
-        if 'for one image' not in e.wrong: raise
+        if ' at a time, the budget' not in e.wrong: raise
         raise SettingsError(e.wrong, 'choose a smaller size or model, or free memory that something else holds.') from None
 
 _full = 'out of memory', "can't allocate memory", 'ALLOC_FAILED' # the last of cuBLAS and cuDNN
