@@ -70,6 +70,7 @@ test: .venv/.dev
 lab: .venv/.dev
 	@cd nbs && ../$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB)
 
+bench: export PYTHONWARNINGS = ignore::FutureWarning,ignore::DeprecationWarning
 bench: $(if $(BENCH),.venv/.dev)
 	@$(if $(BENCH),,echo 'There are no benchmarks yet: nbs/bench holds no notebook.')
 	@set -e; for nb in $(BENCH); do echo "$$nb"; $(BIN)/jupyter execute --inplace "$$nb"; $(BIN)/nbdev-clean --fname "$$nb"; done
