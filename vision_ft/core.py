@@ -210,6 +210,7 @@ def named_groups(
                         'ids are paths relative to the folder of images, with their suffix.')
     return [i for i, _ in mine], [g for _, g in mine]
 
+# %% ../nbs/00_core.ipynb #539c8b14
 def connect(ids, keys):
     "Series id → number; ids that share a key, directly or through other ids, get the same one"
     import pandas as pd

@@ -349,6 +349,7 @@ class MemoryPrediction:
     def __float__(self): return self.peak_mib
     def __repr__(self): return f'{self.title}: {self.peak_mib:,.0f} MiB\n' + '\n'.join(f'{k:>14} {v:8,.0f}' for k, v in self.parts.items())
 
+# %% ../nbs/06_predict.ipynb #ed3f0e90
 def _whole(n, name, most=math.inf):
     "A whole number from 1 to `most`, as a number or as text"
     try:
@@ -482,6 +483,7 @@ class MicroPlan:
         return f'micro_bs {self.micro_bs}, accum {self.accum} for an effective batch of {self.effective_bs}: {self.peak_mib:,.0f} of ' \
                f'{self.budget_mib:,.0f} MiB, {1-self.peak_mib/self.budget_mib:.0%} to spare; {how}'
 
+# %% ../nbs/06_predict.ipynb #e21d9aca
 def _free(device):
     "MiB that a training in this process could have. What the process holds around its tensors is in the prediction, so it counts as free"
     if device == 'cpu': return .8*psutil.virtual_memory().available/MiB

@@ -293,6 +293,7 @@ def _boot(
     sd = off.std(0)
     return sd*np.quantile(np.abs(off/np.where(sd > 0, sd, 1)).max(1, initial=0), .95)
 
+# %% ../nbs/08_weights.ipynb #87d878d1
 def _folds(ids, targets, split, seed, group):
     "(N,) number of the fold of each row: from a split, or dealt out class by class, whole groups to a fold"
     G = group.max()+1
@@ -360,6 +361,7 @@ def _widening(recipe, fold):
     fits = isinstance(recipe, str) and not set(recipe.split('+')) <= {'equal', *POOLS}
     return (1+k/(k-1))**.5 if fits else 1.
 
+# %% ../nbs/08_weights.ipynb #88c522ac
 def compare_weights(
     preds,             # list of out-of-fold `Preds` with targets
     recipes=RECIPES,   # each as for `fit_blend`

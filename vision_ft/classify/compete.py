@@ -107,6 +107,7 @@ def prepare(
     for arch in {r.arch for r in models.itertuples() if r.weights == 'hub'}: fetch_weights(arch)
     return plan
 
+# %% ../../nbs/classify/24_compete.ipynb #6019c224
 def _named(groups, ids):
     "The groups if they name any of these pictures, else None"
     try: return groups if groups is not None and len(group_codes(groups, ids)) else None

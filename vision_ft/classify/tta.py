@@ -243,6 +243,7 @@ def _in_order(dl):
     "Whether a dataloader keeps the order of its data set, as far as one can know"
     return not isinstance(dl, DataLoader) or isinstance(dl.sampler, SequentialSampler) and type(dl.batch_sampler) in (BatchSampler, type(None))
 
+# %% ../../nbs/classify/21_tta.ipynb #db19688d
 def _from_module(model, dl, vocab, ids, size, stats):
     if vocab is None: raise SettingsError("a plain model doesn't know its classes.", 'pass vocab: a list of names, or {output: names}.')
     ids, wrong = ids if ids is None else [str(i) for i in ids], 'pass an id a picture, and a dataloader with drop_last=False.'
