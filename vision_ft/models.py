@@ -86,13 +86,15 @@ def _build(arch, n_out, size=None, **kwargs):
     name, small = _spec(arch)
     kwargs = {**small, **kwargs}
     if not isinstance(n_out, int) or n_out < 1: raise SettingsError(f'n_out must be a whole number from 1, got {n_out!r}.', 'it is the number of classes.')
-    if odd := {k: v for k, v in kwargs.items() if k.endswith('_rate') and not 0 <= v < 1}: raise SettingsError(f'{odd}: a rate is from 0 to below 1.', 'drop_path_rate=0.1 is usual.')
-    if size is not None and _hw(size) and get_pretrained_cfg(name).fixed_input_size: kwargs['img_size'] = _hw(size)
+    if odd := {k: v for k, v in kwargs.items() if k.endswith('_rate') and isinstance(v, (int, float)) and not 0 <= v < 1}:
+        raise SettingsError(f'{odd}: a rate is from 0 to below 1.', 'drop_path_rate=0.1 is usual.')
+    hw = None if size is None else _hw(size)
+    if hw and get_pretrained_cfg(name).fixed_input_size: kwargs['img_size'] = hw
     try: model = timm.create_model(name, pretrained=False, num_classes=n_out, **kwargs)
     except (TypeError, RuntimeError, ValueError, AssertionError, ZeroDivisionError) as e:
         unknown = 'takes no such argument' if 'unexpected keyword' in str(e) else "can't be made with these"
         raise SettingsError(f'{name} {unknown}: {_brief(e)}.', f'arguments given: {kwargs}.') from e
-    if size is not None: _check_patches(model, size)
+    if hw: _check_patches(model, hw)
     return model
 
 # %% ../nbs/02_models.ipynb #8ba21813

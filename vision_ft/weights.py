@@ -258,7 +258,7 @@ def _fit(names, probs, y, recipe, metric, seed):
     last = _temperature(after(np.tensordot(w, before(probs), 1)), y) if tempered else 1.
     return Blend(recipe, dict(zip(names, w.tolist())), how, T and dict(zip(names, T)), last)
 
-def _title(recipe): return ' '.join(f'{k}×{v:g}' for k, v in recipe.items()) if isinstance(recipe, dict) else recipe if isinstance(recipe, str) else repr(recipe)
+def _title(recipe): return recipe if isinstance(recipe, str) else ' '.join(f'{k}×{v:g}' for k, v in recipe.items())
 
 def _checked(recipe, names):
     "An error unless `recipe` can be fitted to members of these names"
@@ -314,10 +314,10 @@ def _folds(ids, targets, split, seed, group):
     return fold
 
 def _deal(group, targets, k, seed):
-    from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
-    enough, fold = pd.Series(targets).value_counts().min() >= k, np.empty(len(group), int)
-    folds = (StratifiedGroupKFold if enough else GroupKFold)(k, shuffle=True, random_state=seed)
-    for i, (_, held) in enumerate(folds.split(targets, targets, group)): fold[held] = i
+    from sklearn.model_selection import StratifiedGroupKFold
+    fold = np.empty(len(group), int)
+    if pd.Series(targets).value_counts().min() < k: targets = np.zeros(len(group), int) # too few of a class to deal out: by size alone
+    for i, (_, held) in enumerate(StratifiedGroupKFold(k, shuffle=True, random_state=seed).split(targets, targets, group)): fold[held] = i
     return fold
 
 # %% ../nbs/08_weights.ipynb #44f14601
@@ -374,8 +374,9 @@ def compare_weights(
     "Fit each recipe on all folds but one, apply it to that one, and compare with `against`"
     check_name(metric, METRICS, 'metric')
     first, names, probs, y = _sorted(preds)
-    by_name = {_title(r): r for r in [against, *([recipes] if isinstance(recipes, (str, dict)) else recipes)]}
-    for r in by_name.values(): _checked(r, names)
+    recipes = [against, *([recipes] if isinstance(recipes, (str, dict)) else recipes)]
+    for r in recipes: _checked(r, names)
+    by_name = {_title(r): r for r in recipes}
     group = group_codes(groups, first.ids)
     fold = _folds(first.ids, first.targets, split, seed, group)
     out = {k: _nested(first, names, probs, y, fold, r, metric, seed) for k, r in by_name.items()}
@@ -389,21 +390,22 @@ def compare_weights(
         pre = '' if m == metric else f'{m}_'
         for r in out: rows[r][m] = loss[r].mean()
         for i, r in enumerate(others): rows[r].update({f'{pre}gain': mid[i], f'{pre}low': mid[i]-half[i], f'{pre}high': mid[i]+half[i]})
-    return _conclude(pd.DataFrame(rows).T, metric, by_name, preds, out, len(y)**2/(np.bincount(group)**2).sum(), seed)
+    t = pd.DataFrame(rows).T
+    pick, sentence = _conclude(t, metric, len(y), len(y)**2/(np.bincount(group)**2).sum())
+    return Comparison(t, pick, sentence, _fit(names, probs, y, by_name[pick], metric, seed), out)
 
 # %% ../nbs/08_weights.ipynb #01593df8
-def _conclude(t, metric, by_name, preds, out, evidence, seed):
-    "The `Comparison` of a table of gains, its first row that of the weights to beat"
+def _conclude(t, metric, n, evidence):
+    "The row to recommend and a sentence, from a table of gains on `n` pictures; its first row is that of the weights to beat"
     base = t.index[0]
     keep = 'Use equal weights' if base == 'equal' else f'Keep {base}'
-    def done(pick, sentence): return Comparison(t, pick, sentence, fit_blend(preds, by_name[pick], metric, seed), out)
-    if 'gain' not in t: return done(base, f'{keep}: nothing was compared with them.')
+    if 'gain' not in t: return base, f'{keep}: nothing was compared with them.'
     if evidence < FEWEST:
-        return done(base, f'{keep}: {len(preds[0])} pictures' + (f' that count as {evidence:.0f}' if evidence < len(preds[0]) else '') + ' are too few to choose weights by.')
+        return base, f'{keep}: {n} pictures' + (f' that count as {evidence:.0f}' if evidence < n else '') + ' are too few to choose weights by.'
     sure = t[t.low > 0]
     best = (sure if len(sure) else t.drop(index=base)).gain.idxmax()
     r, together = t.loc[best], '' if len(t) == 2 else f', {len(t)-1} recipes at once'
-    facts = (f'{"lowers" if r.gain > 0 else "raises"} the {metric.replace("_", " ")} by {abs(r.gain):.4f} on {len(preds[0])} pictures in folds it never saw '
+    facts = (f'{"lowers" if r.gain > 0 else "raises"} the {metric.replace("_", " ")} by {abs(r.gain):.4f} on {n} pictures in folds it never saw '
              f'(gain from {r.low:.4f} to {r.high:.4f}, 95%{together})'
              + (f'; its error there is {r.error:.2%}, before {t.error[base]:.2%}.' if metric != 'error' else '.'))
-    return done(best, f'Use {best}: it {facts}') if len(sure) else done(base, f'{keep}: no gain is surely above zero. The nearest, {best}, {facts}')
+    return (best, f'Use {best}: it {facts}') if len(sure) else (base, f'{keep}: no gain is surely above zero. The nearest, {best}, {facts}')

@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from matplotlib.ticker import LogLocator, NullLocator
 from PIL import Image
 from tqdm.auto import tqdm
-from ..core import DataError, Preds, SettingsError, asset, atomic_path, check_name, group_codes, named_groups, pick_device
+from ..core import DataError, Preds, SettingsError, asset, atomic_path, check_name, named_groups, pick_device
 from ..data.tables import open_rgb, plot_label_counts, read_text, saved_split, split_rows
 from ..models import TINY, fetch_weights, preflight
 from ..memory import free_memory, plot_memory
@@ -110,7 +110,7 @@ def prepare(
 # %% ../../nbs/classify/24_compete.ipynb #6019c224
 def _named(groups, ids):
     "The groups if they name any of these pictures, else None"
-    try: return groups if groups is not None and len(group_codes(groups, ids)) else None
+    try: return groups if groups is not None and named_groups(groups, ids)[0] else None
     except DataError: return None
 
 def _check_named(groups, ids):

@@ -81,8 +81,10 @@ def members_table(
     how='mean', groups=None, n_boot=2000, seed=42 # groups: of pictures that are alike, for what a member adds
 )->pd.DataFrame:         # weight; error with low, high; log_loss; disagrees with the others; error `without`; `adds` nats, adds_low, adds_high
     "A row a member and one for the ensemble: what each is, and what it adds, with 95% intervals"
-    preds = [_together(preds, truth=True)[0].take(sorted(preds[0].ids)), *preds[1:]] # so the draws don't depend on the order of rows
     first, probs = _together(preds, truth=True)
+    order = first.ids.argsort() # so the draws don't depend on the order of rows
+    first, probs = first.take(first.ids[order]), probs[:, order]
+    preds = [first, *preds[1:]]
     names, y = [p.name for p in preds], _columns(first)
     if 'ensemble' in names: raise SettingsError("a member is called 'ensemble'.", 'that name is for the row of all members.')
     w, ens, rows = check_weights(weights, names), ensemble(preds, weights, how=how), []

@@ -283,8 +283,9 @@ def _batch_views(f, ids, x, views, seed):
                 yield o, v, p.cpu().numpy()
 
 def _check_range(x, views):
-    low, high, colours = float(x.min()), float(x.max()), [v for v in views if any(callable(VIEWS.get(p)) for p in v.split('+'))]
-    if colours and (low < -.01 or high > 1.01):
+    if not (colours := [v for v in views if any(callable(VIEWS.get(p)) for p in v.split('+'))]): return
+    low, high = float(x.min()), float(x.max())
+    if low < -.01 or high > 1.01:
         raise DataError(f'views {colours} change colours of values in [0,1]; these go from {low:.2f} to {high:.2f}.',
                         'pass stats=(mean, std) if they are normalised, or leave those views out.')
 
