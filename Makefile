@@ -34,9 +34,9 @@ endif
 
 .venv/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3,10) <= sys.version_info < (3,14))' 2>/dev/null || { \
-	  echo "vision_ft needs Python 3.10 to 3.13, and $(PYTHON) is $$($(PYTHON) --version 2>/dev/null || echo 'not there'). Mend: install one and name it, as in 'make $(MAKECMDGOALS) PYTHON=python3.12'." >&2; exit 1; }
+	  echo "vision_ft needs Python 3.10 to 3.13, and $(PYTHON) is $$($(PYTHON) --version 2>/dev/null || echo 'not there'). Fix: install one and name it, as in 'make $(MAKECMDGOALS) PYTHON=python3.12'." >&2; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
-	  echo "$(PYTHON) cannot make virtual environments. Mend: 'apt-get install python3-venv'." >&2; exit 1; }
+	  echo "$(PYTHON) cannot make virtual environments. Fix: 'apt-get install python3-venv'." >&2; exit 1; }
 	@grep -qsF '$(CURDIR)/.venv/' $(BIN)/pip && $(BIN)/pip --version >/dev/null 2>&1 || { rm -rf .venv && $(PYTHON) -m venv .venv; }
 	@$(PIP) --upgrade pip
 	@echo '$(CURDIR)' > $@
@@ -64,7 +64,7 @@ test: .venv/.dev
 	@$(BIN)/python .ci/readme.py --check
 	@echo 'Running every chapter from top to bottom'
 	@$(BIN)/nbdev-test --n-workers 2 --timing || { \
-	  echo "A chapter fails, its error stands above. Mend: 'make lab', run that chapter from the top, then .venv/bin/nbdev-export and .venv/bin/nbdev-clean." >&2; exit 1; }
+	  echo "A chapter fails, its error stands above. Fix: 'make lab', run that chapter from the top, then .venv/bin/nbdev-export and .venv/bin/nbdev-clean." >&2; exit 1; }
 	@$(BIN)/python -m pytest -q
 
 lab: .venv/.dev

@@ -68,7 +68,7 @@ class Chapter:
         "A relative link of the notebook as it must stand on the site: to a page, or to a copy of the file"
         path, _, anchor = target.partition('#')
         full = (self.path.parent/path).resolve()
-        if not full.exists() or root not in full.parents: sys.exit(f'{self.rel} links to {target}, which is not in the repository. Mend: links are relative to the notebook.')
+        if not full.exists() or root not in full.parents: sys.exit(f'{self.rel} links to {target}, which is not in the repository. Fix: links are relative to the notebook.')
         if full.suffix == '.ipynb' and nbs in full.parents: url = Chapter(full).url
         elif full.is_dir(): url = 'index.html'
         else:
@@ -111,7 +111,7 @@ def contents(chapters, start):
 def main():
     global exporter
     exporter = HTMLExporter(template_name='basic', exclude_input_prompt=True, exclude_output_prompt=True)
-    exporter.log.setLevel('ERROR') # else it complains about pictures without a description
+    exporter.log.setLevel('ERROR') # else it complains about images without a description
     shutil.rmtree(out, ignore_errors=True); out.mkdir()
     (out/'style.css').write_text(css + HtmlFormatter(style='friendly').get_style_defs('.highlight') + '\n.highlight { background: var(--wash) }\n')
     found = [Chapter(p) for p in nbs.rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts]

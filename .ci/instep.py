@@ -21,13 +21,13 @@ def main():
     with tempfile.TemporaryDirectory() as tmp:
         tmp = Path(tmp)
         remake(tmp)
-        pairs = [(contents(root/d, pat), contents(tmp/d, pat), d, mend) for d, pat, mend in (
+        pairs = [(contents(root/d, pat), contents(tmp/d, pat), d, fix) for d, pat, fix in (
             ('vision_ft', '*.py', 'nbs/ is what counts: .venv/bin/nbdev-export, and git rm a module that no notebook makes'),
             ('nbs', '*.ipynb', '.venv/bin/nbdev-clean'))]
     bad = 0
-    for here, there, d, mend in pairs:
+    for here, there, d, fix in pairs:
         off = sorted(k for k in here.keys() | there.keys() if here.get(k) != there.get(k))
-        if off: print(f'{d}/ is out of step: {", ".join(off)}. Mend: {mend}.', file=sys.stderr)
+        if off: print(f'{d}/ is out of step: {", ".join(off)}. Fix: {fix}.', file=sys.stderr)
         else: print(f'{d}/ in step: {len(here)} files')
         bad += len(off)
     sys.exit(bad > 0)

@@ -20,7 +20,7 @@ def tidy(html, styles=r' scoped'):
     return re.sub(r'^<div>\s*(<table>.*</table>)\s*</div>$', r'\1', html, flags=re.S)
 
 def seen(html):
-    "Is there text or a picture in it? A finished progress bar leaves neither"
+    "Is there text or an image in it? A finished progress bar leaves neither"
     return re.search(r'<(img|svg|video|canvas)\b', html) or re.sub(r'<style.*?</style>|<[^>]*>', '', html, flags=re.S).strip()
 
 def tidy_output(out):
@@ -68,15 +68,15 @@ def from_root(link):
     "A link as it stands in nbs/, as it must stand in the README; it has to lead to something"
     path, _, anchor = link.partition('#')
     full = (root/'nbs'/path).resolve()
-    if not full.exists() or root not in full.parents: sys.exit(f'nbs/index.ipynb links to {link}, which is not in the repository. Mend: links are relative to nbs/.')
+    if not full.exists() or root not in full.parents: sys.exit(f'nbs/index.ipynb links to {link}, which is not in the repository. Fix: links are relative to nbs/.')
     return full.relative_to(root).as_posix() + (f'#{anchor}' if anchor else '')
 
 def render(path=root/'nbs/index.ipynb'):
     "The text of the README"
-    if not path.exists(): sys.exit(f'{path.name} is missing. Mend: README.md is made from nbs/index.ipynb, so write that.')
+    if not path.exists(): sys.exit(f'{path.name} is missing. Fix: README.md is made from nbs/index.ipynb, so write that.')
     nb = visible(nbformat.read(path, 4))
     if any(k.startswith('image/') for c in nb.cells for o in c.get('outputs', []) for k in o.get('data', {})):
-        sys.exit('nbs/index.ipynb shows a picture in an output, which README.md cannot hold. Mend: link to a picture file from a Markdown cell.')
+        sys.exit('nbs/index.ipynb shows an image in an output, which README.md cannot hold. Fix: link to an image file from a Markdown cell.')
     for c in nb.cells:
         for o in c.get('outputs', []):
             if 'text/html' in o.get('data', {}): o.data['text/html'] = tidy(o.data['text/html'], '[^>]*')
@@ -87,7 +87,7 @@ def main():
     readme, text = root/'README.md', render()
     same = readme.exists() and readme.read_text(encoding='utf-8') == text
     if '--check' not in sys.argv: readme.write_text(text, encoding='utf-8')
-    elif not same: sys.exit('README.md is out of step with nbs/index.ipynb. Mend: .venv/bin/python .ci/readme.py')
+    elif not same: sys.exit('README.md is out of step with nbs/index.ipynb. Fix: .venv/bin/python .ci/readme.py')
     print('README.md', 'in step' if same else 'written')
 
 if __name__ == '__main__': main()

@@ -12,7 +12,7 @@ MODELS = pd.DataFrame([dict(name=n, arch=a, item='squish 32', size=32, effective
 
 @pytest.fixture(scope='module')
 def small(tmp_path_factory):
-    "Three digits, 40 pictures each to train and 10 each to predict, in the shape of a competition"
+    "Three digits, 40 images each to train and 10 each to predict, in the shape of a competition"
     full, d = digits(tmp_path_factory.mktemp('full')/'digits'), tmp_path_factory.mktemp('small')/'data'
     train, test = (pd.read_csv(full/f, dtype=str) for f in ('train.csv', 'solution.csv'))
     train = train[train.label.isin(['0', '1', '2'])].groupby('label').head(40)
@@ -35,7 +35,7 @@ def one_class(d):
     for l in '12': shutil.rmtree(d/'train_images'/l)
     (d/'train.csv').unlink()
 def broken_train(d): first(d/'train_images').write_bytes(first(d/'train_images').read_bytes()[:300])
-def broken_test(d): first(d/'test_images').write_bytes(b'not a picture')
+def broken_test(d): first(d/'test_images').write_bytes(b'not an image')
 def sample_lacks(d): pd.read_csv(d/'sample_submission.csv', dtype=str)[1:].to_csv(d/'sample_submission.csv', index=False)
 def sample_twice(d): s = pd.read_csv(d/'sample_submission.csv', dtype=str); pd.concat([s, s[:1]]).to_csv(d/'sample_submission.csv', index=False)
 def train_twice(d): s = pd.read_csv(d/'train.csv', dtype=str); pd.concat([s, s[:1]]).to_csv(d/'train.csv', index=False)
@@ -46,12 +46,12 @@ def nothing(d): pass
     (no_images, {}, 'no image'), (one_class, {}, 'label'), (broken_train, {}, 'cannot be read'), (broken_test, {}, 'cannot be read'),
     (sample_lacks, {}, '1 files without an id'), (sample_twice, {}, '1 duplicate ids'), (train_twice, {}, 'repeat an id'),
     (nothing, dict(models=MODELS.assign(arch='convnext_smal')), 'convnext_small'),
-    (nothing, dict(models=MODELS.assign(arch='test_convnext', weights='hub')), 'HF_H'),
-    (nothing, dict(models=MODELS.assign(weights='/nowhere/w.safetensors')), '/nowhere/w.safetensors'),
-    (nothing, dict(weights={'vitt': 2}), "'vitt' does not exist"), (nothing, dict(models='tini'), 'tiny'),
+    (nothing, dict(models=MODELS.assign(arch='test_convnext', pretrained='hub')), 'HF_H'),
+    (nothing, dict(models=MODELS.assign(pretrained='/nowhere/w.safetensors')), '/nowhere/w.safetensors'),
+    (nothing, dict(ensemble_weights={'vitt': 2}), "'vitt' does not exist"), (nothing, dict(models='tini'), 'tiny'),
     (nothing, dict(models=MODELS.assign(item='squash 32')), 'squish'), (nothing, dict(models=MODELS.assign(size='big')), 'not a size'),
     (nothing, dict(models=MODELS.assign(effective_bs='many')), 'many'), (nothing, dict(models=MODELS.assign(epochs=0)), 'epochs must be'),
-    (nothing, dict(models=MODELS.assign(args='{"drop_path_ratee": 1}')), 'drop_path_ratee'), (nothing, dict(models=MODELS.assign(name='a/b')), 'folder'), (strange_truth, {}, 'no training picture has'), (nothing, dict(models=pd.concat([MODELS, MODELS])), 'different names'),
+    (nothing, dict(models=MODELS.assign(args='{"drop_path_ratee": 1}')), 'drop_path_ratee'), (nothing, dict(models=MODELS.assign(name='a/b')), 'folder'), (strange_truth, {}, 'no training image has'), (nothing, dict(models=pd.concat([MODELS, MODELS])), 'different names'),
     (nothing, dict(models=MODELS[:1].assign(size='32x48'), views='above'), 'on their side'),
     (nothing, dict(views=['plain', 'hflop']), 'hflip'), (nothing, dict(seed=-1), 'seed must be'), (nothing, dict(num_workers=-1), 'num_workers must be'),
     (nothing, dict(groups=pd.DataFrame(dict(file=['a'], plant=[1]))), 'lacks id, group'), (nothing, dict(groups={'a.jpg': 1}), 'none of the images'), (nothing, dict(k=100), 'fold'), (nothing, dict(device='tpu'), 'tpu')])
@@ -59,7 +59,7 @@ def test_refused_before_any_training(data, tmp_path, break_it, kwargs, says, mon
     monkeypatch.setenv('HF_HOME', str(tmp_path/'hf')); monkeypatch.setattr(C, 'train', lambda *a, **k: pytest.fail('training began'))
     break_it(data)
     with pytest.raises(VisionFTError) as e: C.compete(data, tmp_path/'out', **{'models': MODELS, 'progress': False, **kwargs})
-    assert says in str(e.value) and 'Mend:' in str(e.value)
+    assert says in str(e.value) and 'Fix:' in str(e.value)
     assert not (tmp_path/'out'/'runs').exists()
 
 def test_full_disk_is_refused(data, tmp_path, monkeypatch):
@@ -88,18 +88,18 @@ def test_killed_run_finishes_as_if_it_had_not_been(small, tmp_path, when):
     a, b = (C.Run(o/'runs'/'vit').preds('test_tta') for o in (out, whole))
     np.testing.assert_allclose(a.probs, b.probs, atol=1e-6)
 
-def test_changed_pictures_are_another_data_set(data, tmp_path):
+def test_changed_images_are_another_data_set(data, tmp_path):
     C.compete(data, tmp_path/'out', MODELS[:1], flip=False, progress=False)
     first(data/'train_images').unlink(); (data/'train.csv').unlink()
     with pytest.raises(DataError, match='removed'): C.compete(data, tmp_path/'out', MODELS[:1], flip=False, progress=False)
 
 def test_unknown_truth_is_scored_on_validation(data, tmp_path):
-    "As on Kaggle: no solution, no sample; and ids of test pictures that training pictures have too"
+    "As on Kaggle: no solution, no sample; and ids of test images that training images have too"
     for f in ('solution.csv', 'sample_submission.csv'): (data/f).unlink()
     for f in list((data/'test_images').iterdir()): shutil.copy(f, data/'test_images'/pd.read_csv(data/'train.csv', dtype=str).image_id[0]); break
     r = C.compete(data, tmp_path/'out', MODELS[:1], flip=False, progress=False)
     assert r.table.test_tta_error.isna().all() and r.table.valid_error[['convnext', *C.BASELINES]].notna().all()
-    assert 'on the validation pictures' in C.summary(r)
+    assert 'on the validation images' in C.summary(r)
     assert pd.read_csv(tmp_path/'out'/'submission.csv', dtype=str).shape == (len(list((data/'test_images').iterdir())), 2)
 
 def test_rice_photos(photos, tmp_path):

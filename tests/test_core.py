@@ -1,4 +1,4 @@
-"Predictions keep their names: whatever the order of rows, columns and members, the same numbers belong to the same pictures."
+"Predictions keep their names: whatever the order of rows, columns and members, the same numbers belong to the same images."
 import numpy as np, pytest
 from hypothesis import given, settings, strategies as st
 from vision_ft.core import Preds, load_preds

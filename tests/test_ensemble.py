@@ -7,8 +7,8 @@ from scipy.optimize import minimize
 from scipy.special import softmax
 from sklearn.metrics import log_loss as sk_log_loss
 from vision_ft.core import DataError, Preds, SettingsError
-from vision_ft.classify.ensemble import (DIVERSITY, EPS, METHODS, METRICS, POOLS, RECIPES, calibrate, calibration_error, check_weights, compare_weights, convex_weights,
-                                         diversity, ensemble, fit_blend, fit_weights, log_loss, mean_loss, members_table, nested, out_of_fold, reliability, temperature)
+from vision_ft.classify.ensemble import (DIVERSITY, EPS, METHODS, METRICS, POOLS, RECIPES, calibrate, calibration_error, check_ensemble_weights, compare_blends, convex_weights,
+                                         diversity, ensemble, fit_blend, fit_ensemble_weights, log_loss, mean_loss, members_table, nested, out_of_fold, reliability, temperature)
 
 quick = settings(max_examples=25, deadline=None, derandomize=True)
 
@@ -58,7 +58,7 @@ def test_binary_rank_mean_is_the_mean_rank():
 @quick
 @given(worlds, st.integers(0, 99), st.sampled_from(sorted(METHODS)))
 def test_weights_go_by_name(preds, seed, method):
-    a, b = fit_weights(preds, method), fit_weights(scramble(preds, seed), method)
+    a, b = fit_ensemble_weights(preds, method), fit_ensemble_weights(scramble(preds, seed), method)
     assert a == b and list(a) == [p.name for p in preds]
     assert sum(a.values()) == pytest.approx(1, abs=1e-9) and min(a.values()) >= 0
 
@@ -66,32 +66,32 @@ def test_weights_go_by_name(preds, seed, method):
 @given(worlds, st.sampled_from(['mean', 'geometric']))
 def test_convex_is_never_worse_than_any_weights_it_can_choose(preds, how):
     loss = lambda w: mean_loss(ensemble(preds, w, how=how))
-    least = loss(fit_weights(preds, 'convex', how=how))
+    least = loss(fit_ensemble_weights(preds, 'convex', how=how))
     one = [{q.name: float(q is p) for q in preds} for p in preds]
     rng = np.random.default_rng(0)
-    for w in [None, fit_weights(preds, 'greedy', how=how), *one, *({p.name: v for p, v in zip(preds, rng.dirichlet(np.ones(len(preds))))} for _ in range(5))]: assert least <= loss(w)+1e-4
+    for w in [None, fit_ensemble_weights(preds, 'greedy', how=how), *one, *({p.name: v for p, v in zip(preds, rng.dirichlet(np.ones(len(preds))))} for _ in range(5))]: assert least <= loss(w)+1e-4
 
 def test_convex_finds_the_optimum():
     preds = world(3, 800, (1., 2., 2.5, 0.))
     P, y = np.stack([p.probs for p in preds]).astype(float), np.array([int(t[1]) for t in preds[0].targets])
     q = P[:, np.arange(800), y]
     by_softmax = minimize(lambda z: -np.log(softmax(z)@q).mean(), np.zeros(4), method='Nelder-Mead', options=dict(maxiter=10000, xatol=1e-8, fatol=1e-12))
-    assert mean_loss(ensemble(preds, fit_weights(preds, 'convex'))) == pytest.approx(by_softmax.fun, abs=1e-6)
+    assert mean_loss(ensemble(preds, fit_ensemble_weights(preds, 'convex'))) == pytest.approx(by_softmax.fun, abs=1e-6)
 
 @quick
 @given(worlds, st.sampled_from(sorted(METRICS)), st.sampled_from(sorted(POOLS)))
 def test_one_greedy_bag_of_all_is_never_worse_than_the_best_member(preds, metric, how):
-    w = fit_weights(preds, 'greedy', metric, how, bags=1, share=1.)
+    w = fit_ensemble_weights(preds, 'greedy', metric, how, bags=1, share=1.)
     one = [mean_loss(ensemble(preds, {q.name: float(q is p) for q in preds}, how=how), metric) for p in preds]
     assert mean_loss(ensemble(preds, w, how=how), metric) <= min(one)+1e-5
 
 def test_greedy_bags():
     preds = world(1, 300, (3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1))
     for kw in (dict(), dict(bags=3), dict(share=.2, least=1), dict(steps=0)):
-        w = fit_weights(preds, 'greedy', **kw)
-        assert sum(w.values()) == pytest.approx(1, abs=1e-9) and w == fit_weights(preds, 'greedy', **kw)
-    narrow = fit_weights(preds, 'greedy', share=.5)
-    wide = fit_weights(preds, 'greedy', share=1.)
+        w = fit_ensemble_weights(preds, 'greedy', **kw)
+        assert sum(w.values()) == pytest.approx(1, abs=1e-9) and w == fit_ensemble_weights(preds, 'greedy', **kw)
+    narrow = fit_ensemble_weights(preds, 'greedy', share=.5)
+    wide = fit_ensemble_weights(preds, 'greedy', share=1.)
     assert wide['m0']+wide['m1'] > narrow['m0']+narrow['m1'] # half a library often lacks the best
 
 def test_convex_weights_against_em():
@@ -107,12 +107,12 @@ def test_convex_weights_against_em():
 def test_same_error_is_decided_by_log_loss():
     sure = world(2, 200, (3.,))[0]
     unsure = replace(calibrate(sure, 3.), name='a') # the same labels; 'a' comes first in the alphabet
-    assert fit_weights([unsure, sure], 'greedy', 'error', bags=1) == {'a': 0, 'm0': 1}
+    assert fit_ensemble_weights([unsure, sure], 'greedy', 'error', bags=1) == {'a': 0, 'm0': 1}
 
 def test_a_useless_member_gets_nothing():
     preds = world(5, 2000, (2.5, 2.5, 0.))
     noise = replace(preds[2], probs=np.random.default_rng(0).dirichlet(np.full(4, .2), 2000)) # sure, and wrong three times in four
-    for method in ('greedy', 'convex'): assert fit_weights([*preds[:2], noise], method)['m2'] < .02
+    for method in ('greedy', 'convex'): assert fit_ensemble_weights([*preds[:2], noise], method)['m2'] < .02
 
 # --- losses and temperatures
 
@@ -141,7 +141,7 @@ def test_temperature_is_recovered():
     honest = Preds([f'{i}' for i in range(20000)], 'abcde', p, np.array(list('abcde'))[y])
     assert calibration_error(honest) < .015 and temperature(honest) == pytest.approx(1, abs=.03)
     for T in (.4, 2.5): assert temperature(calibrate(honest, T)) == pytest.approx(1/T, rel=.03) and calibration_error(calibrate(honest, T)) > .05
-    assert reliability(honest).pictures.sum() == 20000
+    assert reliability(honest).images.sum() == 20000
 
 # --- nested estimates
 
@@ -168,9 +168,9 @@ def test_nothing_is_found_where_nothing_is():
     equal, fold, rows = worth(dict(a=1/3, b=1/3, c=1/3)), np.arange(n) % 5, []
     for i in range(150):
         preds = world(i, n)
-        r = compare_weights(preds, 'convex', pd.DataFrame(dict(id=preds[0].ids, fold=fold)), n_boot=300)
+        r = compare_blends(preds, 'convex', pd.DataFrame(dict(id=preds[0].ids, fold=fold)), n_boot=300)
         assert r.recommended == ('convex' if r.table.low['convex'] > 0 else 'equal')
-        fits = [fit_weights([p.take(p.ids[fold != k]) for p in preds]) for k in range(5)]
+        fits = [fit_ensemble_weights([p.take(p.ids[fold != k]) for p in preds]) for k in range(5)]
         rows.append(dict(r.table.loc['convex'], true=equal-np.mean([worth(w) for w in fits])))
     d = pd.DataFrame(rows)
     assert (d.low > 0).mean() <= .03 and ((d.low <= 0) & (d.high >= 0)).mean() >= .88
@@ -178,24 +178,24 @@ def test_nothing_is_found_where_nothing_is():
     assert abs((d.gain-d.true).mean()) < 3*(d.gain-d.true).sem()
 
 def test_a_real_gain_is_found():
-    r = compare_weights(world(8, 800, (3., 1., .5)))
+    r = compare_blends(world(8, 800, (3., 1., .5)))
     assert r.recommended != 'equal' and r.table.low[r.recommended] > 0 and r.sentence.startswith('Use ') and repr(r) == r.sentence
     assert mean_loss(r.blend(world(8, 800, (3., 1., .5)))) < r.table.log_loss['equal']
 
 def test_identical_members_have_nothing_to_gain():
     same = [replace(world(9)[0], name=n) for n in 'abc']
-    r = compare_weights(same, ['greedy', 'convex', {'a': 2}])
+    r = compare_blends(same, ['greedy', 'convex', {'a': 2}])
     assert r.recommended == 'equal' and r.table.gain.abs().max() < 1e-9 and list(r.table.index) == ['equal', 'greedy', 'convex', 'a×2']
 
 def test_rare_classes_may_miss_a_fold():
     preds = world(11, 60, c=3)
-    lone = preds[0].targets.copy(); lone[lone == 'c2'] = 'c0'; lone[0] = 'c2' # one picture of its class
-    r = compare_weights([replace(p, targets=lone) for p in preds])
+    lone = preds[0].targets.copy(); lone[lone == 'c2'] = 'c0'; lone[0] = 'c2' # one image of its class
+    r = compare_blends([replace(p, targets=lone) for p in preds])
     assert np.isfinite(r.table.drop(index='equal').to_numpy(float)).all()
 
 def test_more_recipes_wider_intervals():
     preds = world(12, 300, (2.5, 2., 1.5))
-    one, many = compare_weights(preds, 'convex').table.loc['convex'], compare_weights(preds).table.loc['convex']
+    one, many = compare_blends(preds, 'convex').table.loc['convex'], compare_blends(preds).table.loc['convex']
     assert one.gain == many.gain and one.low >= many.low-1e-12
 
 # --- out of fold
@@ -220,7 +220,7 @@ def test_out_of_fold_says_what_is_wrong():
     table = pd.DataFrame(dict(id=list('abcdef'), label=list('xyxyxy'), path='p'))
     split = table.assign(fold=[0, 0, 0, 1, 1, 1])
     ok = lambda train, valid: Preds(valid.id, ['x', 'y'], np.full((len(valid), 2), .5))
-    with pytest.raises(DataError, match='fold 0: 0 of its pictures were not predicted, 1 others'): out_of_fold(table, split, lambda a, b: Preds([*b.id, 'z'], ['x', 'y'], np.full((4, 2), .5)))
+    with pytest.raises(DataError, match='fold 0: 0 of its images were not predicted, 1 others'): out_of_fold(table, split, lambda a, b: Preds([*b.id, 'z'], ['x', 'y'], np.full((4, 2), .5)))
     with pytest.raises(SettingsError, match='fit must return Preds, got ndarray'): out_of_fold(table, split, lambda a, b: np.zeros(3))
     with pytest.raises(DataError, match='made for other data'): out_of_fold(table.iloc[:5], split, ok)
     with warnings.catch_warnings():
@@ -244,7 +244,7 @@ def test_diversity(preds):
 def test_members_table():
     preds = world(13, 500, (2.5, 2., 1.))
     t = members_table(preds, {'m0': 2})
-    assert t.weight[:3].tolist() == [.5, .25, .25] and t.index[-1] == 'ensemble'
+    assert t.ensemble_weight[:3].tolist() == [.5, .25, .25] and t.index[-1] == 'ensemble'
     without = ensemble(preds[1:], {'m1': .25, 'm2': .25})
     assert t.without['m0'] == without.error and t.adds['m0'] == pytest.approx(mean_loss(without)-mean_loss(ensemble(preds, {'m0': 2})), abs=1e-6)
     assert ((t.adds_low < t.adds) & (t.adds < t.adds_high))[:3].all() and ((t.low < t.error) & (t.error < t.high)).all()
@@ -253,26 +253,26 @@ def test_members_table():
 
 def test_refusals():
     preds = world(14)
-    with pytest.raises(SettingsError, match="method 'convx' does not exist"): fit_weights(preds, 'convx')
-    with pytest.raises(SettingsError, match="metric 'auc' does not exist"): compare_weights(preds, metric='auc')
-    with pytest.raises(SettingsError, match="word of a recipe 'calibrate' does not exist"): compare_weights(preds, 'calibrate+convex')
-    with pytest.raises(SettingsError, match="ensemble member 'vit' does not exist"): compare_weights(preds, {'vit': 2})
+    with pytest.raises(SettingsError, match="method 'convx' does not exist"): fit_ensemble_weights(preds, 'convx')
+    with pytest.raises(SettingsError, match="metric 'auc' does not exist"): compare_blends(preds, metric='auc')
+    with pytest.raises(SettingsError, match="word of a recipe 'calibrate' does not exist"): compare_blends(preds, 'calibrate+convex')
+    with pytest.raises(SettingsError, match="ensemble member 'vit' does not exist"): compare_blends(preds, {'vit': 2})
     with pytest.raises(SettingsError, match='same kind of thing twice'): fit_blend(preds, 'mean+geometric')
-    with pytest.raises(SettingsError, match='not all 0'): check_weights({'a': 0}, ['a'])
-    with pytest.raises(DataError, match='no member has targets'): fit_weights([replace(p, targets=None) for p in preds])
-    with pytest.raises(DataError, match='images differ'): fit_weights([preds[0], preds[1].take(preds[1].ids[:50])])
+    with pytest.raises(SettingsError, match='not all 0'): check_ensemble_weights({'a': 0}, ['a'])
+    with pytest.raises(DataError, match='no member has targets'): fit_ensemble_weights([replace(p, targets=None) for p in preds])
+    with pytest.raises(DataError, match='images differ'): fit_ensemble_weights([preds[0], preds[1].take(preds[1].ids[:50])])
     with pytest.raises(DataError, match='classes differ'): ensemble([preds[0], replace(preds[1], vocab=['c0', 'c1', 'c2', 'c9'], targets=None)])
     with pytest.raises(DataError, match='this blend is of'): fit_blend(preds)(preds[:2])
-    with pytest.raises(DataError, match='all pictures lie in one fold'): nested(preds, split=pd.DataFrame(dict(id=preds[0].ids, fold=0)))
+    with pytest.raises(DataError, match='all images lie in one fold'): nested(preds, split=pd.DataFrame(dict(id=preds[0].ids, fold=0)))
 
 # --- groups and the weights in use
 
 def test_groups_stay_in_a_fold_and_widen_the_interval():
     preds = world(3, n=240)
     twins = [replace(p, ids=[f'{h}{i}' for h in 'ab' for i in p.ids], probs=np.concatenate([p.probs]*2), targets=np.concatenate([p.targets]*2)) for p in preds]
-    who = {i: i[1:] for i in twins[0].ids} # each picture is there twice
-    one, two = compare_weights(preds, [{'m0': 3}]).table.loc['m0×3'], compare_weights(twins, [{'m0': 3}], groups=who).table.loc['m0×3']
-    blind = compare_weights(twins, [{'m0': 3}]).table.loc['m0×3']
+    who = {i: i[1:] for i in twins[0].ids} # each image is there twice
+    one, two = compare_blends(preds, [{'m0': 3}]).table.loc['m0×3'], compare_blends(twins, [{'m0': 3}], groups=who).table.loc['m0×3']
+    blind = compare_blends(twins, [{'m0': 3}]).table.loc['m0×3']
     assert two.gain == pytest.approx(one.gain) and two.high-two.low == pytest.approx(one.high-one.low, rel=.1)
     assert blind.high-blind.low < .8*(one.high-one.low)
     held = nested(twins, 'convex', groups=who)
@@ -282,11 +282,11 @@ def test_groups_stay_in_a_fold_and_widen_the_interval():
 def test_the_weights_in_use_are_what_others_have_to_beat():
     preds = world(0, n=300, skill=(3., 3., 0.))
     bad = {'m0': 0, 'm1': 0, 'm2': 1}
-    c = compare_weights(preds, ['equal', 'convex'], against=bad)
+    c = compare_blends(preds, ['equal', 'convex'], against=bad)
     assert c.recommended == 'convex' and c.table.index[0] == 'm0×0 m1×0 m2×1' and c.table.gain['equal'] > 0
-    kept = compare_weights(preds, [bad], against={'m0': 1, 'm1': 1, 'm2': 0})
-    assert kept.sentence.startswith('Keep m0×1 m1×1 m2×0: no gain') and kept.blend.weights['m2'] == 0
+    kept = compare_blends(preds, [bad], against={'m0': 1, 'm1': 1, 'm2': 0})
+    assert kept.sentence.startswith('Keep m0×1 m1×1 m2×0: no gain') and kept.blend.ensemble_weights['m2'] == 0
 
-def test_few_pictures_choose_no_weights():
-    c = compare_weights([p.take(p.ids[:40]) for p in world(0, skill=(5., 0.))], 'convex')
-    assert c.recommended == 'equal' and '40 pictures are too few' in c.sentence
+def test_few_images_choose_no_weights():
+    c = compare_blends([p.take(p.ids[:40]) for p in world(0, skill=(5., 0.))], 'convex')
+    assert c.recommended == 'equal' and '40 images are too few' in c.sentence

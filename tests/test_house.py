@@ -130,10 +130,10 @@ def test_in_step_checks_see_changes(root, tmp_path):
     r = tmp_path/'r'
     check = lambda f, *a: subprocess.run([sys.executable, r/'.ci'/f, *a], capture_output=True, text=True)
     assert check('instep.py').returncode == 0 and check('readme.py', '--check').returncode == 0
-    for file, script, mend in (('vision_ft/core.py', ['instep.py'], 'nbdev-export'), ('README.md', ['readme.py', '--check'], 'readme.py')):
+    for file, script, fix in (('vision_ft/core.py', ['instep.py'], 'nbdev-export'), ('README.md', ['readme.py', '--check'], 'readme.py')):
         with open(r/file, 'a') as f: f.write('\n# changed by hand\n')
         got = check(*script)
-        assert got.returncode == 1 and mend in got.stderr and len(got.stderr.splitlines()) == 1
+        assert got.returncode == 1 and fix in got.stderr and len(got.stderr.splitlines()) == 1
     (r/'vision_ft/orphan.py').write_text('x = 1\n')
     assert 'orphan.py' in check('instep.py').stderr
     nb = json.loads((r/'nbs/00_core.ipynb').read_text(encoding='utf-8'))

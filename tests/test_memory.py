@@ -6,7 +6,8 @@ import pandas as pd, pytest, torch
 from vision_ft import memory
 from vision_ft.classify.train import _out_of_memory, _planned
 from vision_ft.core import DataError, SettingsError
-from vision_ft.memory import free_memory, memory_report, plan_micro_bs, plot_memory, predict_memory, track_memory
+from vision_ft.memory import free_memory, memory_report, plot_memory, track_memory
+from vision_ft.planning import plan_micro_bs, predict_memory
 
 M = 2**20
 
@@ -138,12 +139,12 @@ def test_a_plan_is_sure_when_a_larger_process_would_fit_too():
 
 @pytest.mark.parametrize('budget', [16, 22, 30, 45, 70])
 def test_the_largest_micro_batch_that_fits(budget):
-    kw, pictures = dict(precision='fp32', device='cpu'), lambda n: (40-n)*3*32*32*4/M
+    kw, images = dict(precision='fp32', device='cpu'), lambda n: (40-n)*3*32*32*4/M
     need = {math.ceil(40/k): 0 for k in range(1, 41)}
-    need = {n: float(predict_memory('tiny_vit', 32, n, **kw))+pictures(n) for n in need}
+    need = {n: float(predict_memory('tiny_vit', 32, n, **kw))+images(n) for n in need}
     p = plan_micro_bs('tiny_vit', 32, 40, budget, **kw)
     assert p.micro_bs == max(n for n, mib in need.items() if mib <= budget) and p.accum == math.ceil(40/p.micro_bs)
-    assert p.parts['window'] == pictures(p.micro_bs) and p.peak_mib == pytest.approx(need[p.micro_bs])
+    assert p.parts['window'] == images(p.micro_bs) and p.peak_mib == pytest.approx(need[p.micro_bs])
 
 def test_a_probe_is_refused_when_images_dont_show(monkeypatch):
     monkeypatch.setattr(memory, '_measure', lambda *what: 100.)

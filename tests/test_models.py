@@ -2,8 +2,8 @@
 import warnings
 import psutil, pytest, timm, torch
 from safetensors.torch import load_file, save_file
-from vision_ft.core import SettingsError, WeightsError
-from vision_ft.models import TINY, body_head, family, fetch_weights, make_model, old_names, preflight, save_weights, today
+from vision_ft.core import SettingsError, PretrainedError
+from vision_ft.models import TINY, body_head, family, fetch_pretrained, make_model, old_names, preflight, save_checkpoint, today
 
 def test_every_retired_name_leads_to_a_model_with_that_tag():
     retired = list(timm.models.get_deprecated_models())
@@ -17,11 +17,11 @@ def test_unknown_name_lists_near_ones():
 @pytest.mark.parametrize('arch', [*TINY, 'test_vit', 'test_convnext2', 'test_resnet'])
 def test_weights_come_back_and_the_body_survives_another_head(arch, tmp_path):
     a = make_model(arch, 4)
-    f = save_weights(a, tmp_path/'w.safetensors', {'epochs': 3})
+    f = save_checkpoint(a, tmp_path/'w.safetensors', {'epochs': 3})
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        b = make_model(arch, 4, weights=str(f))
-    with pytest.warns(UserWarning, match='its head has 4 classes, the model needs 7'): c = make_model(arch, 7, weights=f)
+        b = make_model(arch, 4, pretrained=str(f))
+    with pytest.warns(UserWarning, match='its head has 4 classes, the model needs 7'): c = make_model(arch, 7, pretrained=f)
     for (k, u), v in zip(a.state_dict().items(), b.state_dict().values()): assert torch.equal(u, v), k
     for u, v in zip(*(body_head(m)[0] for m in (a, c))): assert torch.equal(u, v)
     assert [len(g) for g in body_head(c)][1] == 2
@@ -29,17 +29,17 @@ def test_weights_come_back_and_the_body_survives_another_head(arch, tmp_path):
 def test_half_precision_file_of_a_body_alone(tmp_path):
     a = make_model('tiny_vit', 4)
     save_file({k: v.half() for k, v in a.state_dict().items() if not k.startswith('head.')}, tmp_path/'body.safetensors')
-    with pytest.warns(UserWarning, match='its head is missing'): b = make_model('tiny_vit', 9, weights=tmp_path/'body.safetensors', size=64)
+    with pytest.warns(UserWarning, match='its head is missing'): b = make_model('tiny_vit', 9, pretrained=tmp_path/'body.safetensors', size=64)
     assert torch.equal(b.patch_embed.proj.weight, a.patch_embed.proj.weight.half().float())
 
 def test_nothing_but_the_head_may_be_missing(tmp_path):
-    f = save_weights(make_model('tiny_convnext', 4), tmp_path/'w.safetensors')
+    f = save_checkpoint(make_model('tiny_convnext', 4), tmp_path/'w.safetensors')
     sd = load_file(f)
     lost = {k: v for k, v in sd.items() if not k.startswith('stages.3')}
     save_file(lost, tmp_path/'lost.safetensors')
     save_file(sd | {'stem.0.weight': torch.zeros(8, 3, 2, 2)}, tmp_path/'shape.safetensors')
-    with pytest.raises(WeightsError, match=rf'{len(sd)-len(lost)} missing, such as stages.3'): make_model('tiny_convnext', 4, weights=tmp_path/'lost.safetensors')
-    with pytest.raises(WeightsError, match=r'1 of another shape, such as stem.0.weight \(8, 3, 2, 2\)'): make_model('tiny_convnext', 4, weights=tmp_path/'shape.safetensors')
+    with pytest.raises(PretrainedError, match=rf'{len(sd)-len(lost)} missing, such as stages.3'): make_model('tiny_convnext', 4, pretrained=tmp_path/'lost.safetensors')
+    with pytest.raises(PretrainedError, match=r'1 of another shape, such as stem.0.weight \(8, 3, 2, 2\)'): make_model('tiny_convnext', 4, pretrained=tmp_path/'shape.safetensors')
 
 @pytest.mark.parametrize('name', ['half.safetensors', 'half.pth', 'list.pth', 'w.npz', 'none.pth'])
 def test_unreadable_files_are_weights_errors(name, tmp_path):
@@ -47,15 +47,15 @@ def test_unreadable_files_are_weights_errors(name, tmp_path):
     if name.startswith('half'): f.write_bytes(b'\x08\x00\x00\x00 half a file')
     if name == 'list.pth': torch.save([1, 2], f)
     if name == 'w.npz': f.touch()
-    with pytest.raises(WeightsError): make_model('tiny_vit', 4, weights=f)
-    with pytest.raises(WeightsError): preflight('tiny_vit', weights=f)
+    with pytest.raises(PretrainedError): make_model('tiny_vit', 4, pretrained=f)
+    with pytest.raises(PretrainedError): preflight('tiny_vit', pretrained=f)
 
 class Attack:
     def __reduce__(self): return (print, ('this must never run',))
 
 def test_a_pickle_runs_no_code(tmp_path, capsys):
     torch.save({'model': Attack()}, tmp_path/'w.pth')
-    with pytest.raises(WeightsError, match='holds tensors only'): make_model('tiny_vit', 4, weights=tmp_path/'w.pth')
+    with pytest.raises(PretrainedError, match='holds tensors only'): make_model('tiny_vit', 4, pretrained=tmp_path/'w.pth')
     assert 'never' not in capsys.readouterr().out
 
 def test_no_network_is_said_with_both_mends(monkeypatch, tmp_path):
@@ -65,12 +65,12 @@ def test_no_network_is_said_with_both_mends(monkeypatch, tmp_path):
         raise ConnectionError('no route to host')
     monkeypatch.setattr(huggingface_hub.HfApi, 'model_info', down)
     monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(tmp_path))
-    for f in (fetch_weights, lambda a: make_model(a, 2, weights='hub')):
-        with pytest.raises(WeightsError, match='(?s)no route to host.*HF_HOME.*weights=PATH'): f('test_vit')
+    for f in (fetch_pretrained, lambda a: make_model(a, 2, pretrained='hub')):
+        with pytest.raises(PretrainedError, match='(?s)no route to host.*HF_HOME.*pretrained=PATH'): f('test_vit')
     monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', False)
     assert preflight('test_vit', 'hub')['where'] == 'to download'
     monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
-    with pytest.raises(WeightsError, match='not in the cache'): preflight('test_vit', 'hub')
+    with pytest.raises(PretrainedError, match='not in the cache'): preflight('test_vit', 'hub')
 
 def test_preflight_allocates_no_weights():
     preflight('tiny_vit')

@@ -24,7 +24,7 @@ def files(folder, rows):
 def test_groups_and_copies_never_straddle(rows, k, seed, groups):
     with tempfile.TemporaryDirectory() as tmp, warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        df = files(tmp, [(l, f'picture {c}') for l, c in rows])
+        df = files(tmp, [(l, f'image {c}') for l, c in rows])
         groups = {df.id[i]: g for i, g in groups.items() if i < len(df)}
         try: split = make_split(df, k, seed, groups)
         except DataError: assume(False)

@@ -45,7 +45,7 @@ def test_random_crops_depend_on_seed_number_and_id_only():
     assert len({o.numpy().tobytes() for o in a}) == 4
     assert not torch.equal(T.apply_view('random2', x, ids), a) and not torch.equal(T.apply_view('random1', x, ids, seed=1), a)
     m, share = T.view_matrix('random1', [str(i) for i in range(2000)])
-    assert m[:, 0, 0].min() >= share and m[:, 0, 0].max() <= 1 and (abs(m[:, :2, 2]).max(1) <= 1-m[:, 0, 0]+1e-12).all() # inside the picture
+    assert m[:, 0, 0].min() >= share and m[:, 0, 0].max() <= 1 and (abs(m[:, :2, 2]).max(1) <= 1-m[:, 0, 0]+1e-12).all() # inside the image
     assert abs((m[:, 0, 0]**2).mean()-.875) < .01
 
 @pytest.mark.parametrize('v', ['random1', 'crop', 'hflip+random2', 'zoom1.3'])
@@ -122,9 +122,9 @@ def test_tta_by_kind_and_training_mode_kept(trained):
     table, learn, _ = trained
     learn.model.train()
     assert len(T.tta(learn, table[:3], flip='above', progress=False)) == 3 and learn.model.training
-    with pytest.raises(ValueError, match='kind of pictures'): T.tta(learn, table, flip='abvoe')
+    with pytest.raises(ValueError, match='kind of images'): T.tta(learn, table, flip='abvoe')
     with pytest.raises(ValueError, match='come more than once'): T.predict_views(learn, pd.concat([table, table]), progress=False)
-    with pytest.raises(ValueError, match='no pictures'): T.predict_views(learn, table[:0])
+    with pytest.raises(ValueError, match='no images'): T.predict_views(learn, table[:0])
 
 def test_half_precision_learner(trained):
     from fastai.callback.fp16 import MixedPrecision
@@ -181,7 +181,7 @@ def test_size_and_stats():
     (Net(), {}, 'pass vocab'), (Net(), dict(vocab=cats[:2]), 'for 2 classes'), (Net(out=lambda z: z.softmax(1)), dict(vocab=cats), 'without its softmax'),
     (Net(out=lambda z: dict(a=z)), dict(vocab=cats), 'as a dict'), (Net(out=lambda z: dict(a=z)), dict(vocab=dict(b=cats)), "names \\['b'\\]"),
     (Net(out=lambda z: (z, z)), dict(vocab=dict(a=cats)), '2 outputs'), (Net(out=lambda z: z*float('nan')), dict(vocab=cats), 'NaN'), (Net(), dict(vocab=cats, ids=['a', 'b']), 'fewer ids'),
-    (Net(), dict(vocab=cats, ids=range(10)), '9 pictures came for 10 ids'), (Net(), dict(vocab=cats, dl=DataLoader(pics, shuffle=True)), 'shuffles'),
+    (Net(), dict(vocab=cats, ids=range(10)), '9 images came for 10 ids'), (Net(), dict(vocab=cats, dl=DataLoader(pics, shuffle=True)), 'shuffles'),
     (Net(), dict(vocab=cats, dl=DataLoader([(o*255).byte() for o in pics])), 'uint8'), (Net(), dict(vocab=cats, dl=DataLoader([1, 2])), 'no \\(B,C,H,W\\)'),
     (Net(), dict(vocab=cats, dl=DataLoader([o*4-2 for o in pics]), views=['hflip+darker']), 'pass stats')])
 def test_refusals(model, kw, says):
@@ -202,10 +202,10 @@ def test_verdict_of_views():
     from vision_ft import verdict
     truth = {str(i): 'abc'[i%3] for i in range(9)}
     views = {v: p.with_targets(truth) for v, p in go(Net(), vocab=cats).items()}
-    for k in ('tta_verdict', 'mcnemar', 'paired_interval', 'Verdict', 'Bounds'): assert getattr(T, k) is getattr(verdict, k)
+    for k in ('compare_preds', 'mcnemar', 'paired_interval', 'Verdict', 'Bounds'): assert getattr(T, k) is getattr(verdict, k)
     w = T.fit_view_weights(views, split=3)
-    assert set(w.blend.weights) == set(views) and w.recommended == 'equal' and abs(T.average_views(views, w.blend.weights).probs.sum(1)-1).max() < 1e-5
-    assert T.tta_verdict(views['plain'], T.average_views(views, w.blend.weights)).n == 9
+    assert set(w.blend.ensemble_weights) == set(views) and w.recommended == 'equal' and abs(T.average_views(views, w.blend.ensemble_weights).probs.sum(1)-1).max() < 1e-5
+    assert T.compare_preds(views['plain'], T.average_views(views, w.blend.ensemble_weights)).n == 9
 
 def views_of(n, spoil=True, seed=0):
     "Three views as good as each other but for the last"
@@ -216,7 +216,7 @@ def views_of(n, spoil=True, seed=0):
 
 def test_weights_pay_where_a_view_is_bad_and_not_where_all_are_alike():
     bad, alike = T.fit_view_weights(views_of(600)), T.fit_view_weights(views_of(600, spoil=False))
-    assert bad.recommended == 'convex' and bad.blend.weights['c'] < .1 and 'Use convex' in str(bad)
+    assert bad.recommended == 'convex' and bad.blend.ensemble_weights['c'] < .1 and 'Use convex' in str(bad)
     assert alike.recommended == 'equal' and alike.table.gain['convex'] < .01 and 'Use equal weights' in str(alike)
 
 def test_given_ids_win_and_strings_in_a_batch_are_ids():

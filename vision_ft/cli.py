@@ -13,9 +13,9 @@ from .core import SettingsError, VisionFTError
 # %% ../nbs/90_cli.ipynb #e90a2de0
 def parser()->argparse.ArgumentParser:
     "The arguments of `vision-ft`"
-    p = argparse.ArgumentParser(prog='vision-ft', description='From a folder of pictures to an ensemble, a submission and a report.')
+    p = argparse.ArgumentParser(prog='vision-ft', description='From a folder of images to an ensemble, a submission and a report.')
     sub = p.add_subparsers(dest='command', required=True)
-    c = sub.add_parser('compete', help='train, predict and ensemble a table of models on a folder of pictures')
+    c = sub.add_parser('compete', help='train, predict and ensemble a table of models on a folder of images')
     c.add_argument('data', help='a Kaggle-shaped folder, or a folder of class folders')
     c.add_argument('--out', required=True, help='folder for everything that is written')
     d = sub.add_parser('demo', help='the same on handwritten digits: three small nets, no downloads')
@@ -29,15 +29,15 @@ def parser()->argparse.ArgumentParser:
 # %% ../nbs/90_cli.ipynb #a9e72022
 def _add_choices(add):
     add('--models', default='tiny_photos', help='a preset (tiny, tiny_photos, paddy) or a CSV file; default: tiny_photos')
-    add('--effective-bs', type=int, help='pictures to an optimizer step, instead of those in the table')
-    add('--micro-bs', metavar='N', help="pictures through a model at a time, or 'auto' for the most that fit, instead of the table's")
+    add('--effective-bs', type=int, help='images to an optimizer step, instead of those in the table')
+    add('--micro-bs', metavar='N', help="images through a model at a time, or 'auto' for the most that fit, instead of the table's")
     add('--no-flip', action='store_true', help='a mirror image means something else, as with digits')
     add('--folds', type=int, default=5, help='folds of the saved split, the first for validation; default: 5')
     add('--views', nargs='+', help='views of the test-time augmentation, or one of the sets photos, symbols, above')
-    add('--weights', nargs='+', metavar='NAME=W', default=[], help="weights in the ensemble, instead of the table's")
+    add('--ensemble-weights', nargs='+', metavar='NAME=W', default=[], help="weights in the ensemble, instead of the table's")
     add('--groups', help='CSV with columns id and group: a group stays on one side of every split')
     add('--holdout', type=float, default=.2, help='share held out as test set from a folder of class folders; default: 0.2')
-    add('--workers', type=int, help='processes that decode pictures')
+    add('--workers', type=int, help='processes that decode images')
     add('--seed', type=int, default=42)
 
 # %% ../nbs/90_cli.ipynb #210eed1d
@@ -52,10 +52,10 @@ def _run(a):
     if a.command == 'demo':
         from vision_ft.samples import digits
         return compete(digits(Path(a.out)/'digits'), a.out, epochs=a.epochs, device=a.device, flip=False)
-    try: weights = {k: float(v) for k, v in (w.rsplit('=', 1) for w in a.weights)}
-    except ValueError: raise SettingsError(f'--weights are written NAME=NUMBER, got {a.weights}.', 'for example --weights vit=2.') from None
+    try: ensemble_weights = {k: float(v) for k, v in (w.rsplit('=', 1) for w in a.ensemble_weights)}
+    except ValueError: raise SettingsError(f'--ensemble-weights are written NAME=NUMBER, got {a.ensemble_weights}.', 'for example --ensemble-weights vit=2.') from None
     return compete(a.data, a.out, a.models, a.effective_bs, a.epochs, a.micro_bs, a.device,
-                   not a.no_flip, a.folds, a.views, weights, a.groups, a.holdout, a.seed, a.workers)
+                   not a.no_flip, a.folds, a.views, ensemble_weights, a.groups, a.holdout, a.seed, a.workers)
 
 def main(argv=None)->int: # exit status: 0 done, 2 refused, 130 interrupted
     "The command `vision-ft`"
@@ -70,8 +70,8 @@ def main(argv=None)->int: # exit status: 0 done, 2 refused, 130 interrupted
         print('\nvision-ft: interrupted. The same command goes on with what is not done yet.', file=sys.stderr)
         return 130
     from vision_ft.classify.compete import summary
-    print('Shares of wrong pictures, with test-time augmentation under tta; seconds of training; memory in MiB.\n')
-    print(result.table.drop(columns=['arch', 'weight']).to_string(na_rep='', float_format=lambda v: f'{v:.4g}'), summary(result), sep='\n\n')
+    print('Shares of wrong images, with test-time augmentation under tta; seconds of training; memory in MiB.\n')
+    print(result.table.drop(columns=['arch', 'ensemble_weight']).to_string(na_rep='', float_format=lambda v: f'{v:.4g}'), summary(result), sep='\n\n')
     print(f'\nreport      {result.plan.out/"report.html"}\nsubmission  {result.plan.out/"submission.csv"}')
     return 0
 

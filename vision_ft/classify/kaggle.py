@@ -16,15 +16,15 @@ from ..data.tables import check_table, drop_unreadable, image_files, make_split,
 # %% ../../nbs/classify/23_kaggle.ipynb #4c1732a2
 @dataclass(frozen=True)
 class Competition:
-    "Pictures to train on, pictures to predict, and the form that the answer has to take"
+    "Images to train on, images to predict, and the form that the answer has to take"
     train:pd.DataFrame        # columns id, label, path
     test:pd.DataFrame         # columns id, path
     sample:pd.DataFrame=None  # sample_submission.csv as text: its ids, their order and its columns are the form
-    truth:dict=None           # id → label of the test pictures, where it is known; for scoring alone
+    truth:dict=None           # id → label of the test images, where it is known; for scoring alone
 
     def __repr__(self):
         n = self.train.label.nunique()
-        return f'Competition: {len(self.train)} training pictures in {n} classes, {len(self.test)} to predict, truth {"known" if self.truth else "unknown"}'
+        return f'Competition: {len(self.train)} training images in {n} classes, {len(self.test)} to predict, truth {"known" if self.truth else "unknown"}'
 
 # %% ../../nbs/classify/23_kaggle.ipynb #c467f810
 def read_competition(
@@ -34,7 +34,7 @@ def read_competition(
     groups=None,  # id → group, or a table with columns id and group: groups stay on one side of the hold-out
     holdout_csv=None # file that keeps the hold-out: written once, read ever after
 )->Competition:
-    "A competition folder, or a folder of class folders; every picture decoded and every id compared, before any work"
+    "A competition folder, or a folder of class folders; every image decoded and every id compared, before any work"
     path = Path(path).expanduser()
     if not path.is_dir(): raise DataError(f'there is no folder {path}.', 'pass the folder that holds train_images/ or the class folders.')
     return _kaggle(path) if (path/'train_images').is_dir() else _plain(path, holdout, seed, groups, holdout_csv)
@@ -59,29 +59,29 @@ def _kaggle(path):
     if len(bad := drop_unreadable(test)[1]): raise DataError(f'{len(bad)} test images cannot be read, such as {bad.id.iloc[0]}: {bad.why.iloc[0]}.',
         'download them again; every one needs a prediction.')
     if (sample := path/'sample_submission.csv').exists(): test = _without_suffix(test, read_text(sample).iloc[:, 0])
-    if copies := same_bytes(train, test): warnings.warn(f'{len(copies)} test pictures are byte for byte in the training set too, such as {copies[0]}.')
+    if copies := same_bytes(train, test): warnings.warn(f'{len(copies)} test images are byte for byte in the training set too, such as {copies[0]}.')
     sample = read_sample(sample, test.id) if (path/'sample_submission.csv').exists() else None
     truth = None
     if (path/'solution.csv').exists():
         s = read_text(path/'solution.csv')
         truth = dict(zip(s.iloc[:, 0], s.iloc[:, 1]))
-        if missing := sorted(set(test.id)-set(truth)): raise DataError(f'solution.csv lacks {len(missing)} test pictures, such as {missing[0]}.',
+        if missing := sorted(set(test.id)-set(truth)): raise DataError(f'solution.csv lacks {len(missing)} test images, such as {missing[0]}.',
             'complete it, or remove it.')
-        if strange := sorted({truth[i] for i in test.id}-set(train.label)): raise DataError(f'solution.csv has labels that no training picture has: {strange[:5]}.',
+        if strange := sorted({truth[i] for i in test.id}-set(train.label)): raise DataError(f'solution.csv has labels that no training image has: {strange[:5]}.',
             'correct it, or remove it.')
     return Competition(train, test, sample, truth)
 
 # %% ../../nbs/classify/23_kaggle.ipynb #5a3c1e0b
 def _without_suffix(test, ids):
-    "Ids of test pictures without .jpg where the sample has them so"
+    "Ids of test images without .jpg where the sample has them so"
     stems = test.id.str.replace(r'\.\w+$', '', regex=True)
     return test.assign(id=stems) if set(ids) == set(stems) and stems.is_unique else test
 
 def read_sample(
     csv,     # sample_submission.csv
-    test_ids # ids of the test pictures
+    test_ids # ids of the test images
 )->pd.DataFrame:
-    "A sample submission, its ids compared with the test pictures: none twice, none missing, none too many"
+    "A sample submission, its ids compared with the test images: none twice, none missing, none too many"
     s = read_text(csv)
     if s.shape[1] != 2: raise DataError(f'{csv} should have two columns, id and label; it has {list(s.columns)}.',
         'write that form by hand with `Preds.df()`.')
@@ -95,14 +95,14 @@ def read_sample(
 
 # %% ../../nbs/classify/23_kaggle.ipynb #dc86f97a
 def submission(
-    preds:Preds, # on all the test pictures
+    preds:Preds, # on all the test images
     sample=None  # sample submission, a table; None: ids of `preds` in their order, columns image_id and label
 )->pd.DataFrame:
-    "The most probable label of every picture, in the rows and columns of the sample"
+    "The most probable label of every image, in the rows and columns of the sample"
     s = pd.DataFrame(dict(image_id=preds.ids, label='')) if sample is None else sample
     missing, extra = [i for i in s.iloc[:, 0] if i not in set(preds.ids)], sorted(set(preds.ids)-set(s.iloc[:, 0]))
     if missing or extra: raise DataError(f'predictions and sample differ: {len(missing)} ids are not predicted {missing[:3]}, {len(extra)} are not asked for {extra[:3]}.',
-                                         'predict exactly the pictures of the sample.')
+                                         'predict exactly the images of the sample.')
     return pd.DataFrame({s.columns[0]: s.iloc[:, 0], s.columns[1]: preds.take(s.iloc[:, 0]).labels})
 
 def write_submission(
@@ -115,7 +115,7 @@ def write_submission(
 
 # %% ../../nbs/classify/23_kaggle.ipynb #d05f4553
 def label_shares(submission, train)->pd.DataFrame:
-    "Share of each label among the training pictures and in a submission, side by side"
+    "Share of each label among the training images and in a submission, side by side"
     return pd.DataFrame(dict(train=train.label.value_counts(normalize=True), submission=submission.iloc[:, 1].value_counts(normalize=True))).fillna(0.).sort_index()
 
 # %% ../../nbs/classify/23_kaggle.ipynb #88e8a31e

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'ID_COLS', 'LABEL_COLS', 'image_files', 'read_folder', 'read_text', 'read_csv', 'label_counts',
-           'plot_label_counts', 'trial_set', 'drop_unreadable', 'check_table', 'open_rgb', 'group_pairs', 'same_bytes',
+           'plot_label_counts', 'trial_set', 'drop_unreadable', 'check_table', 'group_pairs', 'same_bytes',
            'make_split', 'leaks', 'read_split', 'save_split', 'saved_split', 'split_rows']
 
 # %% ../../nbs/data/10_tables.ipynb #42c0ee3a
@@ -14,9 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
-from ..core import DataError, SettingsError, atomic_path, check_name, connect, named_groups
+from ..core import DataError, SettingsError, atomic_path, check_name, connect, named_groups, open_rgb
 
 # %% ../../nbs/data/10_tables.ipynb #4311600f
 IMAGE_SUFFIXES = {'.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.gif'}
@@ -177,19 +177,6 @@ def check_table(
     if len(bad): raise DataError(f'{len(bad)} of {len(df)} images cannot be read:\n' + '\n'.join(f'    {o.id}: {o.why}' for o in bad[:5].itertuples()),
                                  'replace them or move them away; in Python, good, bad = drop_unreadable(df) parts them.')
     return df
-
-# %% ../../nbs/data/10_tables.ipynb #f63e7422
-def open_rgb(
-    path,
-    draft=None # (width, height) that is enough; a JPEG is then decoded at a fraction of its size, which is faster
-)->Image.Image:
-    "A picture as people see it: upright, RGB, on white where it is transparent"
-    with Image.open(path) as im:
-        if draft: im.draft('RGB', draft)
-        im = ImageOps.exif_transpose(im)
-        if 'A' not in im.getbands() and 'transparency' not in im.info: return im.convert('RGB')
-        im = im.convert('RGBA')
-        return Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im).convert('RGB')
 
 # %% ../../nbs/data/10_tables.ipynb #bab70818
 def group_pairs(
