@@ -124,6 +124,14 @@ def test_stored_outputs(nb):
                 size = len(base64.b64decode(v)) if k in ('image/png', 'image/jpeg') else len(v) if k.startswith('image') else 0
                 assert size < 100_000, f'{nb.name} has a figure of {size//1000} kB; 100 kB is the limit: fewer pixels (figsize, dpi)'
 
+# --- one word for one thing
+
+@each_module
+def test_words(file):
+    text = file.read_text(encoding='utf-8')
+    old = re.findall(r'[Pp]ictures?\b|Mend:', text)
+    assert not old, f'{file.name} says {sorted(set(old))}: CONTRIBUTING.md lists the words'
+
 # --- code that reads in one pass
 
 chapter = [p for p in notebooks if re.match(r'\d', p.name)]

@@ -16,28 +16,29 @@ def add_compete_options(
 ):
     "The options of `compete`: what holds for all models of the table"
     add = command.add_argument
-    add('--models', default='tiny_photos', help='preset (tiny, tiny_photos, paddy) or CSV file; default: tiny_photos')
+    add('--models', default='tiny_photos', help='CSV file, tiny, paddy, or tiny_photos (default)')
     add('--effective-bs', type=int, help='images to an optimizer step')
-    add('--micro-bs', metavar='N', help="images through a model at a time, or 'auto' for the most that fit")
+    add('--micro-bs', metavar='N', help="images at a time, or 'auto' for the most that fit")
     add('--no-flip', action='store_true', help='a mirror image means something else: digits')
-    add('--folds', type=int, default=5, help='folds of the split, the first for validation; default: 5')
+    add('--folds', type=int, default=5, help='folds, the first for validation; default: 5')
     add('--views', nargs='+', help='views of the TTA, or one of the sets photos, symbols, above')
-    add('--ensemble-weights', nargs='+', metavar='NAME=W', default=[], help='weights in the ensemble')
+    add('--ensemble-weights', nargs='+', metavar='NAME=W', default=[], help='shares of models')
     add('--groups', help='CSV with columns id and group: a group stays on one side of every split')
-    add('--holdout', type=float, default=.2, help='test share of a folder of class folders; default: 0.2')
+    add('--holdout', type=float, default=.2, help='test share of class folders; default: 0.2')
     add('--workers', type=int, help='processes that decode images')
     add('--seed', type=int, default=42, help='of splits, weights, batches and views; default: 42')
 
 # %% ../nbs/90_cli.ipynb #cbf2212e
 def parser()->argparse.ArgumentParser:
     "The arguments of `vision-ft`"
-    p = argparse.ArgumentParser(prog='vision-ft', description='From a folder of images to a submission and a report.')
+    says = 'From a folder of images to an ensemble, a submission and a report.'
+    p = argparse.ArgumentParser(prog='vision-ft', description=says)
     sub = p.add_subparsers(dest='command', required=True)
     compete = sub.add_parser('compete', help='train, predict and ensemble a table of models')
     compete.add_argument('data', help='a Kaggle-shaped folder, or a folder of class folders')
     compete.add_argument('--out', required=True, help='folder for everything that is written')
     demo = sub.add_parser('demo', help='the same on handwritten digits, without downloads')
-    demo.add_argument('--out', default='demo', help='folder for everything that is written; default: demo')
+    demo.add_argument('--out', default='demo', help='folder of the outputs; default: demo')
     for command in (compete, demo):
         command.add_argument('--epochs', type=int, help='instead of those in the table of models')
         command.add_argument('--device', help='cuda, mps or cpu; default: the best there is')
