@@ -49,7 +49,7 @@ def check_name(
 
 # %% ../nbs/00_core.ipynb #865f0139
 _full = errno.ENOSPC, errno.EDQUOT
-_closed = errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR
+_closed = errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY, errno.EISDIR
 
 def free_bytes(
     path # a file or folder; it need not exist yet
