@@ -264,7 +264,7 @@ def read_groups(
     import pandas as pd
     if hasattr(groups, 'columns'):
         if lack := [c for c in ('id', 'group') if c not in groups]:
-            raise DataError(f'the table of groups lacks {" and ".join(lack)}.',
+            raise DataError(f'the table of groups lacks {", ".join(lack)}.',
                             'it needs the columns id and group.')
         groups = groups.set_index('id')['group']
     if not hasattr(groups, 'items'):
