@@ -49,7 +49,7 @@ def check_name(
 
 # %% ../nbs/00_core.ipynb #865f0139
 _full = errno.ENOSPC, errno.EDQUOT
-_closed = errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR
+_closed = errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY, errno.EISDIR
 
 def free_bytes(
     path # a file or folder; it need not exist yet
@@ -124,15 +124,18 @@ class Preds:
 def _check_preds(p):
     n, c = len(p.ids), len(p.vocab)
     if p.probs.shape != (n, c):
-        raise DataError(f'probs must be ({n}, {c}): {n} ids, {c} classes; got {p.probs.shape}.')
+        raise DataError(f'probs must be ({n}, {c}), got {p.probs.shape}.',
+                        'pass a row for each id and a column for each class.')
     for field in ('ids', 'vocab'):
         if twice := [o for o, k in Counter(getattr(p, field)).items() if k > 1]:
-            raise DataError(f'{field} must be unique; {twice[0]!r} comes more than once.')
+            raise DataError(f'{field} must be unique; {twice[0]!r} comes more than once.',
+                            'rename or drop the repeated ones.')
     _check_probs(p.probs)
     if p.targets is None: return
-    if p.targets.shape != (n,): raise DataError(f'targets must be ({n},), got {p.targets.shape}.')
+    if p.targets.shape != (n,):
+        raise DataError(f'targets must be ({n},), got {p.targets.shape}.', 'pass a label for each id.')
     if unknown := sorted(set(p.targets)-set(p.vocab)):
-        raise DataError(f'targets {unknown[:5]} are not in vocab.')
+        raise DataError(f'targets {unknown[:5]} are not in vocab.', 'correct these labels, or add the classes.')
 
 def _check_probs(probs):
     if not np.isfinite(probs).all():
@@ -184,7 +187,8 @@ def take(self:Preds,
     "The rows named by `ids`"
     have = set(self.ids)
     if missing := [i for i in ids if i not in have]:
-        raise DataError(f'{self.name or "predictions"} lack {len(missing)} of the ids, such as {missing[:3]}.')
+        raise DataError(f'{self.name or "predictions"} lack {len(missing)} of the ids, such as {missing[:3]}.',
+                        'choose among `preds.ids`.')
     rows = _positions(self.ids, ids)
     targets = None if self.targets is None else self.targets[rows]
     return replace(self, ids=self.ids[rows], probs=self.probs[rows], targets=targets)
@@ -213,7 +217,8 @@ def with_targets(self:Preds,
 )->Preds:
     "The same predictions with the truth beside them"
     if missing := [i for i in self.ids if i not in targets]:
-        raise DataError(f'no target for {len(missing)} ids, such as {missing[:3]}.')
+        raise DataError(f'no target for {len(missing)} ids, such as {missing[:3]}.',
+                        'add their labels, or leave these rows out with `take(ids)`.')
     return replace(self, targets=[targets[i] for i in self.ids])
 
 # %% ../nbs/00_core.ipynb #21f3d3fa
@@ -259,7 +264,7 @@ def read_groups(
     import pandas as pd
     if hasattr(groups, 'columns'):
         if lack := [c for c in ('id', 'group') if c not in groups]:
-            raise DataError(f'the table of groups lacks {" and ".join(lack)}.',
+            raise DataError(f'the table of groups lacks {", ".join(lack)}.',
                             'it needs the columns id and group.')
         groups = groups.set_index('id')['group']
     if not hasattr(groups, 'items'):

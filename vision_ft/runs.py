@@ -24,9 +24,9 @@ def as_json(
     "`settings` as they will be read back from JSON"
     plain = lambda o: o.item() if hasattr(o, 'item') else str(o)
     try: return json.loads(json.dumps(settings, default=plain, allow_nan=False, sort_keys=True))
-    except ValueError as e:
+    except (ValueError, TypeError) as e:
         raise SettingsError(f'settings must be finite numbers, text, lists and dicts: {e}.',
-                            'look for NaN or infinity among them.') from None
+                            'look for NaN or infinity, and for keys that are no text.') from None
 
 def fingerprint(
     settings # as for `as_json`
