@@ -60,6 +60,7 @@ def error_lines(
     return [f'  {name:<{width}}  {r.error:6.2%}   {r.wrong} of {r.n}, '
             f'95% interval {r.low:.1%} to {r.high:.1%}' for name, r in zip(preds, t.itertuples())]
 
+# %% ../nbs/09_report.ipynb #5700b64e
 def fig_errors(
     preds:dict,    # kind → list of `Preds` with targets, such as {'plain': […], 'TTA': […]}
     of:str='test'  # which images they are, for the axis
@@ -78,7 +79,7 @@ def fig_errors(
     ax.legend(fontsize=8)
     return fig
 
-# %% ../nbs/09_report.ipynb #fa9534b3
+# %% ../nbs/09_report.ipynb #7c15675f
 def fig_confusion(
     p,           # `Preds` with targets
     most:int=40  # classes that are shown: those with most mistakes
@@ -102,7 +103,7 @@ def fig_confusion(
     ax.set_title(f'{p.wrong.sum()} mistakes, {(~p.wrong).sum()} right')
     return fig
 
-# %% ../nbs/09_report.ipynb #18227929
+# %% ../nbs/09_report.ipynb #6f46f2bf
 def fig_worst(
     p,          # `Preds` with targets
     paths:dict, # id → file of the image
@@ -121,7 +122,7 @@ def fig_worst(
         ax.set_title(f'{said}\n{fill(f"is {p.targets[i]}", 18)}', fontsize=8)
     return fig
 
-# %% ../nbs/09_report.ipynb #657b2d0c
+# %% ../nbs/09_report.ipynb #0f04ed06
 @dataclass(frozen=True)
 class Section:
     "One thing on a page"
@@ -149,7 +150,7 @@ def figure_html(
     data = base64.b64encode(png.getvalue()).decode()
     return f'<img alt="{escape(alt)}" src="data:image/png;base64,{data}">{glyph_note(said)}'
 
-# %% ../nbs/09_report.ipynb #0f04ed06
+# %% ../nbs/09_report.ipynb #bd832730
 def glyph_note(
     said:list # warnings that were caught while a figure was drawn
 )->str:
@@ -160,7 +161,7 @@ def glyph_note(
     if not n: return ''
     return f'<p>{n} characters have no glyph in the fonts here and are drawn as boxes.</p>'
 
-# %% ../nbs/09_report.ipynb #b3ab77c2
+# %% ../nbs/09_report.ipynb #932dfb82
 CSS = '''
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 1150px; margin: 2em auto; padding: 0 1em }
 body { color: #222 } figcaption, footer { color: #666; font-size: 14px }
@@ -190,7 +191,7 @@ def section_html(
     caption = f'<figcaption>{escape(s.caption)}</figcaption>' if s.caption else ''
     return f'<h2>{escape(s.title)}</h2><figure>{body}{caption}</figure>'
 
-# %% ../nbs/09_report.ipynb #2bdf6013
+# %% ../nbs/09_report.ipynb #a99dc1f8
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><style>{css}</style></head>

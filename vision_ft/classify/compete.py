@@ -221,6 +221,7 @@ def run_baselines(
                 run.save_preds(p.with_targets(truth) if truth else p, f'{p.name} {kind}')
     return run
 
+# %% ../../nbs/classify/24_compete.ipynb #23e556ba
 @dataclass(frozen=True)
 class Result:
     "What `compete` returns"
@@ -233,7 +234,6 @@ class Result:
     ensemble:Preds     # of `tta`, by the ensemble weights
     baselines:list     # `Preds` of each baseline
 
-# %% ../../nbs/classify/24_compete.ipynb #dbcbc34e
 def collect(
     plan:Plan # all of whose models have been run
 )->Result:
@@ -254,7 +254,7 @@ def collect(
     return Result(table, test, plan, scored, read(kind), read(f'{kind}_tta'), known,
                   baselines[bool(truth)])
 
-# %% ../../nbs/classify/24_compete.ipynb #23e556ba
+# %% ../../nbs/classify/24_compete.ipynb #08cddb99
 def model_row(run:Run)->dict:
     "What a finished run says of its model"
     facts = {**run.facts('predict'), **run.facts('train')}
@@ -276,7 +276,7 @@ def baseline_row(valid:Preds, test:Preds)->dict:
     "The errors of a baseline, which knows no TTA"
     return dict(name=valid.name, valid_error=valid.error, test_error=known_error(test))
 
-# %% ../../nbs/classify/24_compete.ipynb #9fbb9970
+# %% ../../nbs/classify/24_compete.ipynb #bb01d3ce
 def summary(
     result:Result
 )->str:
@@ -304,7 +304,7 @@ def verdicts(
                     'images, and are too narrow where those of a group are alike.')
     return says
 
-# %% ../../nbs/classify/24_compete.ipynb #bb01d3ce
+# %% ../../nbs/classify/24_compete.ipynb #dbd149df
 def weights_verdict(
     plan:Plan # of at least two models
 )->str:
@@ -322,7 +322,7 @@ def weights_verdict(
     return (f'Weights fitted to the {len(valid[0])} validation images '
             f'(in two ways, greedy and convex): {c.sentence}{option}')
 
-# %% ../../nbs/classify/24_compete.ipynb #5c3f15fa
+# %% ../../nbs/classify/24_compete.ipynb #c829125e
 def fig_batch(
     plan:Plan
 )->plt.Figure:
@@ -339,7 +339,7 @@ augmentation, the mean over several views of each image. SVC on pixels: a suppor
 16×16 thumbnails. steps: updates of the weights. added_mib: memory that training added, of peak_mib
 in all, in MiB."""
 
-# %% ../../nbs/classify/24_compete.ipynb #c829125e
+# %% ../../nbs/classify/24_compete.ipynb #d5fb3dea
 def report_sections(
     result:Result
 )->list: # of `Section`
@@ -363,7 +363,7 @@ def report_sections(
         Section('Confusion', lambda: fig_confusion(ens), f'Ensemble, {of}'),
         Section('Worst mistakes', lambda: fig_worst(ens, paths), 'The ensemble was surest here.')]
 
-# %% ../../nbs/classify/24_compete.ipynb #2e5d3a04
+# %% ../../nbs/classify/24_compete.ipynb #e31f3673
 @delegates(CompeteSettings)
 def compete(
     data,                          # a Kaggle-shaped folder, or a folder of class folders
