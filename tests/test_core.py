@@ -4,7 +4,7 @@ import numpy as np, pandas as pd, pytest
 from hypothesis import given, settings, strategies as st
 from vision_ft import core
 from vision_ft.blend import ensemble
-from vision_ft.core import DataError, Preds, SettingsError, load_preds
+from vision_ft.core import DataError, Preds, SettingsError, check_groups, groups_among, load_preds
 from vision_ft.stats import wilson
 
 names = st.text(st.characters(blacklist_categories=['Cs'], blacklist_characters='\0'), min_size=1, max_size=8)
@@ -171,3 +171,12 @@ def test_every_mode_opens_as_rgb(tmp_path, mode):
     im = core.open_rgb(tmp_path/'a.tif')
     assert im.mode == 'RGB' and im.size == (4, 3)
     if mode in ('LA', 'RGBA', 'PA'): assert im.getextrema() == ((255, 255),)*3 # nothing but transparency
+
+# --- groups of a whole folder and of a part of it
+
+def test_groups_that_name_absent_images_are_counted():
+    groups = {'a.jpg': 1, 'b.jpg': 1, 'gone.jpg': 2}
+    with pytest.warns(UserWarning, match=r"1 of 3 ids .* \['gone.jpg'\]; 1 of 3 images have no group"): check_groups(groups, ['a.jpg', 'b.jpg', 'c.jpg'])
+    with pytest.raises(DataError, match='none of the images'): check_groups(groups, ['x.jpg'])
+    assert dict(groups_among(groups, ['a.jpg', 'c.jpg'])) == {'a.jpg': '1'}
+    assert groups_among(groups, ['c.jpg']) is None and groups_among(None, ['a.jpg']) is None

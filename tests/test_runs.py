@@ -1,9 +1,10 @@
 "A stage is done or it isn't: interrupts, full disks, killed processes; what identifies data and pretrained weights"
 import errno, os, shutil, signal, subprocess, sys
 from pathlib import Path
+from types import SimpleNamespace
 import pandas as pd, pytest
 from vision_ft.core import DataError, SettingsError
-from vision_ft.runs import Run, data_id, file_hash, list_runs, pretrained_id
+from vision_ft.runs import Run, check_out, data_id, file_hash, list_runs, pretrained_id
 
 no_room = OSError(errno.ENOSPC, 'No space left on device')
 
@@ -150,3 +151,11 @@ def test_pretrained_id_goes_by_content(tmp_path):
     for name in 'ab': (tmp_path/name).write_bytes(b'same')
     a, b = pretrained_id(tmp_path/'a'), pretrained_id(str(tmp_path/'b'))
     assert a[0] == 'a' and b[0] == 'b' and a[1:] == b[1:] == f' {file_hash(tmp_path/"a")[:12]}'
+
+def test_outputs_need_a_folder_of_their_own_with_room(tmp_path, monkeypatch):
+    check_out(tmp_path/'new'/'deep', tmp_path)
+    (tmp_path/'file').touch()
+    for out, says in ((tmp_path/'file', 'is a file'), (tmp_path, 'folder of the data'), (tmp_path/'x'/'..', 'folder of the data')):
+        with pytest.raises(SettingsError, match=says): check_out(out, tmp_path)
+    monkeypatch.setattr(shutil, 'disk_usage', lambda p: SimpleNamespace(free=10**7))
+    with pytest.raises(SettingsError, match='about 20 MB, and .* has 10 MB free'): check_out(tmp_path/'new', tmp_path, need_mb=20)

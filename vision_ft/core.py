@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['VisionFTError', 'DataError', 'PretrainedError', 'SettingsError', 'check_name', 'free_bytes', 'disk_errors',
            'atomic_path', 'Preds', 'load_preds', 'read_groups', 'connect', 'named_groups', 'group_codes',
-           'whole_number', 'parse_size', 'open_rgb', 'set_seed', 'pick_device', 'asset']
+           'check_groups', 'groups_among', 'whole_number', 'parse_size', 'open_rgb', 'set_seed', 'pick_device', 'asset']
 
 # %% ../nbs/00_core.ipynb #c4653e70
-import errno, os, random, shutil, sys
+import errno, os, random, shutil, sys, warnings
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -315,6 +315,28 @@ def group_codes(
     named, keys = named_groups(groups, ids)
     alone, keys = [f'image {i}' for i in ids], [f'group {g}' for g in keys]
     return connect([*ids, *named], [*alone, *keys])[list(ids)].to_numpy()
+
+# %% ../nbs/00_core.ipynb #c0de0002
+def check_groups(
+    groups, # as for `read_groups`
+    ids     # of all images
+):
+    "An error if groups name none of the images; a warning if they name images that aren't there"
+    named_groups(groups, ids)
+    said, ids = set(read_groups(groups).index), set(ids)
+    if lost := sorted(said-ids):
+        warnings.warn(f'{len(lost)} of {len(said)} ids of the groups are no images here, such as '
+                      f'{lost[:3]}; {len(ids-said)} of {len(ids)} images have no group.', stacklevel=2)
+
+def groups_among(
+    groups, # as for `read_groups`; None for none
+    ids     # of some images
+)->'pd.Series': # as of `read_groups`, or None where these images have no group
+    "The groups of these images"
+    if groups is None: return None
+    groups = read_groups(groups)
+    mine = groups[groups.index.isin(ids)]
+    return mine if len(mine) else None
 
 # %% ../nbs/00_core.ipynb #b0a5e002
 def whole_number(
