@@ -144,15 +144,19 @@ def test_ten_other_classes_get_another_head(arch):
 def test_real_weights_start_small(photos):
     file = photos.parent/'weights'/'tf_efficientnet_lite0.safetensors'
     if not file.exists(): pytest.skip(f'{file} is missing')
-    with pytest.warns(UserWarning, match='1000 classes, the model needs 3'):
-        model = make_model('tf_efficientnet_lite0', 3, pretrained=file)
-    for k, v in load_file(file).items():
-        if not k.startswith('classifier.'): assert torch.equal(model.state_dict()[k], v), k
-    assert abs(first_loss(model)-math.log(3)) < .3
+    for n in (3, 150):
+        with pytest.warns(UserWarning, match=f'1000 classes, the model needs {n}'):
+            model = make_model('tf_efficientnet_lite0', n, pretrained=file)
+        for k, v in load_file(file).items():
+            if not k.startswith('classifier.'): assert torch.equal(model.state_dict()[k], v), k
+        assert abs(first_loss(model, n)-math.log(n)) < .3
 
 def test_a_model_of_fake_tensors_has_no_values_to_look_at():
     with FakeTensorMode(): assert make_model('lcnet_035', 3).classifier.out_features == 3
     with torch.device('meta'): assert make_model('lcnet_035', 3).classifier.weight.is_meta
+
+def test_a_head_of_many_classes_starts_small_too():
+    assert make_model('tf_efficientnet_lite0', 150).classifier.weight.std() < .02 # .047 as timm makes it
 
 @pytest.mark.parametrize('empty', [None, float('nan'), np.float32('nan'), pd.NA, pd.NaT, '', ' ', 'None', 'nan'])
 def test_an_empty_cell_means_no_weights(empty):

@@ -126,10 +126,10 @@ def _head_names(model):
     return tuple(f'{n}.' for n in ([names] if isinstance(names, str) else names))
 
 def _starts_large(layer):
-    "Whether the weights are over three times as wide as those of a new `nn.Linear`, 1/√(3·n_in)"
+    "Whether the weights are over twice as wide as those of a new `nn.Linear`, 1/√(3·n_in)"
     weight = layer.weight
     real = weight.untyped_storage().device.type != 'meta' # fake tensors have no values to look at
-    return real and weight.ndim > 1 and bool(weight.square().mean()*weight[0].numel() > 3)
+    return real and weight.ndim > 1 and bool(weight.square().mean()*3*weight[0].numel() > 2**2)
 
 def _start_head(model, redraw=False):
     "Draw the layers of the classifier again: those that start large, or all of them"
