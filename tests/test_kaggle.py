@@ -191,7 +191,7 @@ def loose_with_a_csv(d):
 def parts_one_passed(d):
     plain(d/'train', cat=6, dog=6)
     image(d/'test'/'1.png', 1)
-    refused(d, 'parts of a data set')
+    refused(d, 'parts of data')
     return d/'train'
 
 def parts_renamed(d):
@@ -205,7 +205,7 @@ def parts_renamed(d):
 def parts_with_a_csv(d):
     train_csv(kaggle(d), CSV)
     for part in ('train', 'test'): (d/f'{part}_images').rename(d/part)
-    refused(d, 'parts of a data set')
+    refused(d, 'parts of data')
     for part in ('train', 'test'): (d/part).rename(d/f'{part}_images')
     return d
 

@@ -37,6 +37,7 @@ def _class_columns(columns, labels):
         f'{len(missing)} classes have no column {missing[:3]}.',
         'give classes and columns the same names, one column for each class and no other.')
 
+# %% ../../nbs/classify/23_kaggle.ipynb #23a00011
 def asked_classes(
     sample, # DataFrame of text: ids, then one column or a column for each class
     labels  # of the training images
@@ -75,6 +76,7 @@ def submission(
     answer.insert(0, sample.columns[0], ids)
     return answer
 
+# %% ../../nbs/classify/23_kaggle.ipynb #23a00013
 def write_submission(
     preds:Preds, # on all the test images
     path,        # CSV file to write
@@ -97,6 +99,7 @@ def spell_ids(
     unique = [o for o in spellings if len(set(o)) == len(o)]
     return max(unique, key=lambda o: len(like & set(o)))
 
+# %% ../../nbs/classify/23_kaggle.ipynb #23a00012
 def read_sample(
     csv,      # sample_submission.csv
     test_ids, # ids of the test images: paths below their folder
@@ -149,6 +152,7 @@ def _read_truth(csv, files, test, labels):
         raise DataError(f'{name} has labels that no training image has: {strange[:5]}.', fix)
     return truth
 
+# %% ../../nbs/classify/23_kaggle.ipynb #4159bf80
 def read_kaggle(
     path # folder with train_images and test_images
 )->Competition:
@@ -240,6 +244,7 @@ def _kaggle_api():
     api.authenticate()
     return api
 
+# %% ../../nbs/classify/23_kaggle.ipynb #23a00014
 def submit(
     csv,         # submission.csv
     competition, # its short name, such as 'paddy-disease-classification'

@@ -37,6 +37,7 @@ def _visible_files(folder):
             'rename them, or unpack their archive again with its encoding (unzip -O CP1252 …).')
     return sorted(found)
 
+# %% ../../nbs/data/10_tables.ipynb #7a10b00b
 def image_files(
     folder # searched with all folders below it
 )->list[Path]: # sorted
@@ -46,8 +47,7 @@ def image_files(
     unknown = sorted(by_suffix.keys()-IMAGE_SUFFIXES-_NOTE_SUFFIXES)
     left_out = ', '.join(f'{len(by_suffix[s])} {s or "without a suffix"}' for s in unknown)
     if not by_suffix.keys() & IMAGE_SUFFIXES:
-        raise DataError(
-            f'{folder} holds no images. ' + (left_out and f'Files of other kinds: {left_out}.'),
+        raise DataError(f'{folder} holds no images; files of other kinds: {left_out or "none"}.',
             f'add files that end in {" ".join(sorted(IMAGE_SUFFIXES))}, and convert others to PNG.')
     if unknown:
         warnings.warn(f'{folder}: files of unknown kinds are left out: {left_out}.', stacklevel=2)
@@ -66,15 +66,12 @@ def read_folder(
     "The table of a folder of class folders; the label is the first folder below `folder`"
     rel = [f.relative_to(folder) for f in image_files(folder)]
     if loose := [str(o) for o in rel if len(o.parts) == 1]:
-        raise DataError(
-            f'{len(loose)} of {len(rel)} images lie beside the class folders and have no label, '
-            f'such as {_some(loose)}.',
+        raise DataError(f'{len(loose)} of {len(rel)} images lie beside the class folders: {_some(loose)} ….',
             'move each into the folder of its class. If a CSV file has the labels, name it train.csv, '
-            'beside the folders train_images and test_images (in Python, `read_csv` takes any names).')
+            'beside the folders train_images and test_images (in Python, see `read_csv`).')
     labels = [o.parts[0] for o in rel]
     if {o.casefold() for o in labels} <= _PARTS:
-        raise DataError(
-            f'{folder} holds {_some(sorted(set(labels)))}: parts of a data set, not its classes.',
+        raise DataError(f'{folder} holds {_some(sorted(set(labels)))}: parts of data, not its classes.',
             'pass the part with the class folders, or name the parts train_images and test_images.')
     return _table(folder, [o.as_posix() for o in rel], labels)
 
@@ -126,11 +123,10 @@ def _check_rows(d, what='the table'):
         raise DataError(f'{what} has no rows.', 'check the folder and any filter that was applied.')
     twice, empty = d.id.duplicated(), d.label.isna() | (d.label.astype(str).str.strip() == '')
     if twice.any():
-        raise DataError(f'{what}: {twice.sum()} rows repeat an id, such as {_some(d.id[twice])}.',
+        raise DataError(f'{what}: {twice.sum()} rows repeat an id: {_some(d.id[twice])} ….',
             'keep one row for each image.')
     if empty.any():
-        raise DataError(
-            f'{what}: {empty.sum()} of {len(d)} rows have no label, such as {_some(d.id[empty])}.',
+        raise DataError(f'{what}: {empty.sum()} of {len(d)} rows have no label: {_some(d.id[empty])} ….',
             'label them, or remove the rows.')
 
 # %% ../../nbs/data/10_tables.ipynb #f4cc040c
@@ -145,6 +141,7 @@ def _find_files(rel, ids, labels):
         raise DataError(f'id {i!r} fits several files: {_some(files)}.', 'add suffixes to the ids.')
     return [files[0] for files in found]
 
+# %% ../../nbs/data/10_tables.ipynb #7a10b00e
 def read_csv(
     csv,               # file with a row for each image
     folder,            # folder of images that the ids are relative to
@@ -161,13 +158,10 @@ def read_csv(
     files = [o.relative_to(folder).as_posix() for o in image_files(folder)]
     rel = _find_files(files, d.id, d.label)
     if lost := [i for i, o in zip(d.id, rel) if o is None]:
-        raise DataError(
-            f'{len(lost)} of {len(d)} images of {csv} are not in {folder}, such as {_some(lost)}.',
-            'add the files, or remove their rows. A file is looked for at id and label/id, '
-            'with and without its suffix.')
+        raise DataError(f'{len(lost)} of {len(d)} images of {csv} are not in {folder}: {_some(lost)} ….',
+            'add the files at id or label/id (the suffix may lack in the id), or remove their rows.')
     if len(set(rel)) < len(rel):
-        raise DataError(
-            f'two rows of {csv} name the same file, once with its suffix and once without.',
+        raise DataError(f'two rows of {csv} name the same file, with its suffix and without.',
             'keep one row for each image.')
     return _table(folder, rel, d.label.tolist())
 
@@ -185,7 +179,7 @@ def plot_label_counts(
     "One bar for each class, the largest on top, with its count at the end"
     import matplotlib.pyplot as plt
     n = label_counts(df)[::-1]
-    ax = ax or plt.subplots(figsize=(7, .6+.24*len(n)))[1]
+    ax = ax or plt.subplots(figsize=(7.5, .6+.24*len(n)))[1]
     ax.bar_label(ax.barh(n.index, n), padding=3, fontsize=8)
     ax.set(xlabel='images', ylabel='label', xlim=(0, n.max()*1.1))
     ax.spines[['top', 'right']].set_visible(False)
@@ -238,13 +232,11 @@ def check_table(
     _check_rows(df)
     n = label_counts(df)
     if len(n) == 1 and not one_class_ok:
-        raise DataError(
-            f'all {len(df)} images have the label {n.index[0]!r}: a model would always answer it.',
-            'give two classes or more; the folder to pass is the one that holds the class folders '
+        raise DataError(f'all {len(df)} images have the label {n.index[0]!r}; a model would say no other.',
+            'pass a folder that holds two class folders or more '
             '(in Python, one_class_ok=True lets a trial set through to measure memory).')
     if n.min() < 2:
-        raise DataError(
-            f'class {n.index[-1]!r} has a single image: it cannot be trained on and held out.',
+        raise DataError(f'class {n.index[-1]!r} has a single image, for training and the hold-out.',
             'add images of it, or drop the class.')
     if alike := _alike(n.index):
         warnings.warn(f'classes are equal but for case or blanks: {_some(alike)}. '
@@ -351,9 +343,7 @@ def make_split(
         split = d[['id', 'label']].assign(fold=_deal_folds(d.label, g, k, seed+attempt))
         lack = pd.crosstab(split.label, split.fold).eq(0)
         if not lack.any(axis=None): return split
-    raise DataError(
-        f'fold {lack.any().idxmax()} would hold no image of {lack.any(axis=1).idxmax()!r}, '
-        'because of large groups.',
+    raise DataError(f'large groups leave a fold without {lack.any(axis=1).idxmax()!r}.',
         'use fewer folds (--folds; for a hold-out, a larger --holdout) or smaller groups.')
 
 # %% ../../nbs/data/10_tables.ipynb #1a3bc766
@@ -429,11 +419,11 @@ def saved_split(
         raise SettingsError(f'{csv} has {had} folds, k={k} was asked for.',
             f'pass k={had} (--folds {had}), or choose another file (another --out).')
     if groups is not None and len(bad := leaks(split, groups)):
-        raise DataError(
-            f'{csv} was made without these groups: {len(bad)} images lie in a group that straddles '
-            f'folds, such as {_some(bad.id, 2)}.', 'make a new split in a new file (another --out).')
+        raise DataError(f'{csv} was made without these groups; they straddle its folds ({len(bad)} images).',
+            'make a new split in a new file (another --out).')
     return split
 
+# %% ../../nbs/data/10_tables.ipynb #7a10b00c
 def split_rows(
     df,      # table
     split,   # its split
