@@ -49,7 +49,18 @@ def test_answer_has_the_form_of_the_sample(tmp_path, sample, wants):
     comp = read_competition(kaggle(tmp_path, sample))
     assert text(write_submission(preds, tmp_path/'s.csv', comp.sample)) == wants
     asked = asked_classes(comp.sample, ['cat', 'dog'])
-    assert all(o in repr(comp) for o in asked) and ('answers are labels' in repr(comp)) == (not asked)
+    assert repr(comp).endswith(['labels', 'probabilities of dog', 'probabilities of each class'][len(asked)])
+
+def test_cells_that_may_be_labels_or_probabilities_get_a_word(tmp_path):
+    csv = kaggle(tmp_path, 'id,label\n1,0\n2,0\n3,0\n', **{'0': 6, '1': 6})/'sample_submission.csv'
+    with pytest.warns(UserWarning, match="all '0', so labels are written"): comp = read_competition(tmp_path)
+    assert repr(comp).endswith('labels')
+    replace(csv, ',0', ',0.5') # as advised
+    assert repr(read_competition(tmp_path)).endswith('probabilities of 1')
+    csv.write_text('id,label\n1,0\n2,1\n3,0\n')
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert repr(read_competition(tmp_path)).endswith('labels')
 
 @pytest.mark.parametrize('names', [('0', '1'), ('False', 'True'), ('0.0', '1.0'), ('false', 'TRUE')])
 def test_one_probability_is_of_the_positive_class(names):
@@ -196,7 +207,7 @@ def parts_one_passed(d):
 
 def parts_renamed(d):
     plain(d/'Train', cat=6, dog=6)
-    image(d/'Test'/'1.png', 1)
+    image(d/'Test'/'1.png', 90001)
     refused(d, 'name the parts train_images and test_images')
     (d/'Train').rename(d/'train_images')
     (d/'Test').rename(d/'test_images')
@@ -212,7 +223,9 @@ def parts_with_a_csv(d):
 def other_suffixes(d):
     for f in plain(d, cat=6, dog=6).glob('*/*.png'): f.rename(f.with_suffix('.ppm'))
     assert '12 .ppm' in str(refused(d, 'holds no images'))
-    for f in d.glob('*/*.ppm'): Image.open(f).save(f.with_suffix('.png'))
+    for f in d.glob('*/*.ppm'):
+        Image.open(f).save(f.with_suffix('.png'))
+        f.unlink()
     return d
 
 def not_utf8(d):
@@ -264,7 +277,7 @@ def broken_removed(d):
 def broken_test(d):
     (kaggle(d)/'test_images'/'1.png').write_bytes(b'')
     refused(d, '1 test images cannot be read, such as 1')
-    image(d/'test_images'/'1.png', 1)
+    image(d/'test_images'/'1.png', 90001)
     return d
 
 def sample_of_one_column(d):
@@ -280,7 +293,7 @@ def sample_twice(d):
 def sample_and_files(d):
     image(kaggle(d, 'id,label\n1,cat\n2,cat\n4,cat\n')/'test_images'/'new'/'5.png', 5)
     assert "['4']" in str(refused(d, '1 ids without a file'))
-    image(d/'test_images'/'4.png', 4)
+    image(d/'test_images'/'4.png', 90004)
     (d/'test_images'/'3.png').unlink()
     assert 'new/5' in str(refused(d, '1 files without an id'))
     (d/'test_images'/'new'/'5.png').unlink()

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 import pandas as pd
 from ..core import DataError, Preds, SettingsError, atomic_path
-from ..data.tables import check_table, drop_unreadable, image_files, read_csv, read_folder, read_text
-from ..data.tables import group_counts, make_split, read_split, same_bytes, saved_split, split_rows
+from ..data.tables import check_table, drop_unreadable, image_files, read_csv, read_folder
+from ..data.tables import group_counts, make_split, read_split, read_text, same_bytes
+from ..data.tables import saved_split, split_rows
 
 # %% ../../nbs/classify/23_kaggle.ipynb #23a00002
 def _positive_class(column, labels):
@@ -120,7 +121,10 @@ def read_sample(
             f'{name} and test_images differ: {len(missing)} ids without a file {missing[:3]}, '
             f'{len(extra)} files without an id {extra[:3]}.',
             'add the test images that are missing, take away those that the sample does not name.')
-    asked_classes(s, labels)
+    asked, two = asked_classes(s, labels), set(labels) in ({'0', '1'}, {'False', 'True'})
+    if two and not asked and s.iloc[:, 1].nunique() == 1:
+        warnings.warn(f'{name}: cells are all {s.iloc[0, 1]!r}, so labels are written. '
+            'If the competition asks for probabilities, write 0.5 into the cells.', stacklevel=2)
     return s
 
 # %% ../../nbs/classify/23_kaggle.ipynb #4c1732a2
@@ -136,7 +140,8 @@ class Competition:
     def __repr__(self):
         classes, truth = self.train.label.unique(), 'known' if self.truth else 'unknown'
         asked = [] if self.sample is None else asked_classes(self.sample, classes)
-        form = f'probabilities of {asked}' if asked else 'labels'
+        whose = asked[0] if len(asked) == 1 else 'each class'
+        form = f'probabilities of {whose}' if asked else 'labels'
         return (f'Competition: {len(self.train)} training images in {len(classes)} classes, '
                 f'{len(self.test)} to predict, truth {truth}, answers are {form}')
 
@@ -202,7 +207,8 @@ def _parts_of(holdout):
     "k of a share 1/k"
     k = round(1/holdout) if 0 < holdout <= .5 else 0
     if k and abs(holdout-1/k) <= .005: return k
-    raise SettingsError(f'holdout must be 1/k, at most 0.5, got {holdout}.', 'use 0.5, 0.33, 0.25, 0.2 or 0.1.')
+    raise SettingsError(f'holdout must be 1/k, at most 0.5, got {holdout}.',
+        'use 0.5, 0.33, 0.25, 0.2 or 0.1.')
 
 # %% ../../nbs/classify/23_kaggle.ipynb #c467f810
 def read_competition(
