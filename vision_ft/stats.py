@@ -13,7 +13,7 @@ import numpy as np, pandas as pd
 from fastcore.basics import patch
 from scipy.optimize import brentq
 from scipy.stats import binom, binomtest, norm, t as student
-from .core import DataError, Preds, SettingsError, group_codes
+from .core import DataError, Preds, SettingsError, group_codes, whole_number
 
 # %% ../nbs/07_stats.ipynb #e378db4b
 def mcnemar(
@@ -237,8 +237,8 @@ def draw_groups(
     for i in range(0, n_boot, 100): yield rng.multinomial(n_groups, even, size=min(100, n_boot-i))
 
 def bootstrap_means(
-    values,   # (N,R) a column for each mean
-    codes,    # (N,) int from 0, the group of each row, as `group_codes` returns
+    values,      # (N,R) a column for each mean
+    codes,       # (N,) int from 0, the group of each row, as `group_codes` returns
     n_boot=2000, # draws
     seed=42      # of the draws
 )->np.ndarray:   # (n_boot,R)
@@ -259,7 +259,7 @@ def bootstrap_interval(
     seed=42      # of the draws
 )->tuple:        # (low, high); NaN with too few groups
     "Expanded percentile interval of any statistic, by draws of whole groups"
-    codes = _item_groups(groups, range(n))
+    codes = _item_groups(groups, range(whole_number(n, 'n')))
     draws = [statistic(items) for items in _draw_items(codes, n_boot, seed)]
     return _percentile_interval(draws, codes, level)
 
@@ -324,9 +324,11 @@ def paired_bootstrap(
     codes = _item_groups(groups, before.index)
     draws = bootstrap_means((after-before).to_numpy()[:, None], codes, n_boot, seed)[:, 0]
     low, high = _percentile_interval(draws, codes, level)
-    return ScoreChange(len(before), before.mean(), after.mean(), low, high, level,
-                       int((np.bincount(codes) > 1).sum()), higher_is_better)
+    n_groups = int((np.bincount(codes) > 1).sum())
+    return ScoreChange(len(before), float(before.mean()), float(after.mean()), low, high,
+                       level, n_groups, higher_is_better)
 
+# %% ../nbs/07_stats.ipynb #0a198ae3
 def _paired_scores(before, after):
     "Two Series in the order of the first, joined by id, or by position where neither has ids"
     if isinstance(before, pd.Series) != isinstance(after, pd.Series):
@@ -370,9 +372,9 @@ def check_folds(
                         'choose fewer folds, or take more images.')
 
 def deal_folds(
-    labels, # (N,) class of each image
-    groups, # (N,) group of each image; no group is torn apart
-    k:int,  # folds
+    labels,     # (N,) class of each image
+    groups,     # (N,) group of each image; no group is torn apart
+    k:int,      # folds
     seed:int=42 # of the shuffle
 )->np.ndarray:  # (N,) int, 0 to k-1
     "Stratified folds, whole groups to a fold"
