@@ -351,7 +351,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'vision_ft/data/tables.py'),
                                        'vision_ft.data.tables._count_groups': ( 'data/tables.html#_count_groups',
                                                                                 'vision_ft/data/tables.py'),
-                                       'vision_ft.data.tables._deal_folds': ('data/tables.html#_deal_folds', 'vision_ft/data/tables.py'),
                                        'vision_ft.data.tables._find_files': ('data/tables.html#_find_files', 'vision_ft/data/tables.py'),
                                        'vision_ft.data.tables._groups': ('data/tables.html#_groups', 'vision_ft/data/tables.py'),
                                        'vision_ft.data.tables._parse_csv': ('data/tables.html#_parse_csv', 'vision_ft/data/tables.py'),

@@ -9,7 +9,7 @@ __all__ = ['IMAGE_SUFFIXES', 'ID_COLS', 'LABEL_COLS', 'image_files', 'read_folde
 
 # %% ../../nbs/data/10_tables.ipynb #42c0ee3a
 import hashlib, os, re, unicodedata, warnings
-from collections import Counter, defaultdict
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 import numpy as np
@@ -17,6 +17,7 @@ import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 from ..core import DataError, SettingsError, atomic_path, check_name, connect, named_groups
+from ..stats import deal_folds
 
 def _some(a, n=3): return ', '.join(map(str, list(a)[:n]))
 
@@ -299,17 +300,6 @@ def group_counts(
     return _count_groups(df.label, _groups(df, groups).to_numpy())
 
 # %% ../../nbs/data/10_tables.ipynb #9146afa6
-def _deal_folds(labels, groups, k, seed):
-    "(N,) number of the fold of each row; stratified by label, rows of a group in one fold"
-    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
-    alone = len(set(groups)) == len(labels)
-    Splitter = StratifiedKFold if alone else StratifiedGroupKFold
-    splitter = Splitter(k, shuffle=True, random_state=seed)
-    splits = splitter.split(labels, labels, None if alone else groups)
-    fold = np.zeros(len(labels), dtype=int)
-    for i, (_, held) in enumerate(splits): fold[held] = i
-    return fold
-
 def _check_groups(d, g, k):
     "An error if a class has fewer groups than folds; a warning if a group holds several labels"
     n = _count_groups(d.label, g)
@@ -340,7 +330,7 @@ def make_split(
     g = _groups(d, groups).to_numpy()
     _check_groups(d, g, k)
     for attempt in range(20): # large groups can leave a fold without a class
-        split = d[['id', 'label']].assign(fold=_deal_folds(d.label, g, k, seed+attempt))
+        split = d[['id', 'label']].assign(fold=deal_folds(d.label, g, k, seed+attempt))
         lack = pd.crosstab(split.label, split.fold).eq(0)
         if not lack.any(axis=None): return split
     raise DataError(f'large groups leave a fold without {lack.any(axis=1).idxmax()!r}.',
