@@ -231,7 +231,8 @@ def test_more_recipes_wider_intervals():
 def test_refusals():
     preds = world(14)
     with pytest.raises(SettingsError, match="method 'convx' does not exist"): fit_ensemble_weights(preds, 'convx')
-    with pytest.raises(SettingsError, match="metric 'auc' does not exist"): compare_blends(preds, metric='auc')
+    for f in (compare_blends, nested, fit_blend, fit_ensemble_weights):
+        with pytest.raises(SettingsError, match="metric 'auc' does not exist"): f(preds, metric='auc')
     with pytest.raises(SettingsError, match="word of a recipe 'calibrate' does not exist"): compare_blends(preds, 'calibrate+convex')
     with pytest.raises(SettingsError, match="ensemble member 'vit' does not exist"): compare_blends(preds, {'vit': 2})
     with pytest.raises(SettingsError, match='same kind of thing twice'): fit_blend(preds, 'mean+geometric')
