@@ -13,7 +13,6 @@ __all__ = ['EPS', 'POOLS', 'METRICS', 'LOG_T_SD', 'METHODS', 'RECIPE_WORDS', 'FE
 from dataclasses import dataclass, replace
 from typing import Callable, NamedTuple
 import numpy as np, pandas as pd
-from fastcore.basics import patch
 from fastcore.meta import delegates
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import log_softmax, softmax
@@ -461,6 +460,7 @@ def nested(
     seed=42            # of the folds and of greedy selection
 )->Preds:              # rows and classes in alphabetical order
     "The recipe's predictions of each image by a blend that was fitted without its fold"
+    check_name(metric, METRICS, 'metric')
     _check_recipe(recipe, [p.name for p in preds])
     members = _sorted_members(preds)
     fold = _fold_numbers(members.first, split, seed, group_codes(groups, members.first.ids))
