@@ -4,7 +4,7 @@ import numpy as np, pandas as pd, pytest
 from hypothesis import given, settings, strategies as st
 from vision_ft import core
 from vision_ft.blend import ensemble
-from vision_ft.core import DataError, Preds, SettingsError, check_groups, groups_among, load_preds
+from vision_ft.core import DataError, Preds, SettingsError, check_groups, group_codes, groups_among, load_preds
 from vision_ft.stats import wilson
 
 names = st.text(st.characters(blacklist_categories=['Cs'], blacklist_characters='\0'), min_size=1, max_size=8)
@@ -180,3 +180,9 @@ def test_groups_that_name_absent_images_are_counted():
     with pytest.raises(DataError, match='none of the images'): check_groups(groups, ['x.jpg'])
     assert dict(groups_among(groups, ['a.jpg', 'c.jpg'])) == {'a.jpg': '1'}
     assert groups_among(groups, ['c.jpg']) is None and groups_among(None, ['a.jpg']) is None
+
+def test_ids_may_be_numbers():
+    "Ids are text, whoever gives them: positions as numbers fit groups whose ids are numbers"
+    groups = {0: 'a', 1: 'a', 2: 'b'}
+    assert group_codes(groups, range(4)).tolist() == group_codes(groups, np.arange(4)).tolist() == [0, 0, 1, 2]
+    assert list(groups_among(groups, [2, 3])) == ['b']

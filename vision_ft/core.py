@@ -298,7 +298,7 @@ def named_groups(
     ids     # of the images in question
 )->tuple:   # (ids, groups), a pair for each time that one of the images is named; groups as text
     "What `groups` says of these images"
-    named, ids = read_groups(groups), set(ids)
+    named, ids = read_groups(groups), {str(i) for i in ids}
     mine = named[named.index.isin(ids)]
     if len(named) and not len(mine):
         raise DataError('groups name none of the images: they have ids like '
@@ -312,9 +312,10 @@ def group_codes(
 )->np.ndarray:  # (N,) int from 0, equal within a group
     "Which images belong together; an image that no group names is alone"
     if groups is None: return np.arange(len(ids))
+    ids = [str(i) for i in ids]
     named, keys = named_groups(groups, ids)
     alone, keys = [f'image {i}' for i in ids], [f'group {g}' for g in keys]
-    return connect([*ids, *named], [*alone, *keys])[list(ids)].to_numpy()
+    return connect([*ids, *named], [*alone, *keys])[ids].to_numpy()
 
 # %% ../nbs/00_core.ipynb #c0de0002
 def check_groups(
@@ -323,7 +324,7 @@ def check_groups(
 ):
     "An error if groups name none of the images; a warning if they name images that aren't there"
     named_groups(groups, ids)
-    said, ids = set(read_groups(groups).index), set(ids)
+    said, ids = set(read_groups(groups).index), {str(i) for i in ids}
     if lost := sorted(said-ids):
         warnings.warn(f'{len(lost)} of {len(said)} ids of the groups are no images here, such as '
                       f'{lost[:3]}; {len(ids-said)} of {len(ids)} images have no group.', stacklevel=2)
@@ -335,7 +336,7 @@ def groups_among(
     "The groups of these images"
     if groups is None: return None
     groups = read_groups(groups)
-    mine = groups[groups.index.isin(ids)]
+    mine = groups[groups.index.isin([str(i) for i in ids])]
     return mine if len(mine) else None
 
 # %% ../nbs/00_core.ipynb #b0a5e002
