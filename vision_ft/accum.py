@@ -93,12 +93,12 @@ class TensorBatch:
     @staticmethod
     def length(b:tuple)->int:
         "Samples of a batch; an error where its parts don't agree on them"
-        shapes = [tuple(o.shape) if isinstance(o, Tensor) else type(o).__name__ for o in _leaves(b)]
-        sizes = {o[:1] if isinstance(o, tuple) else () for o in shapes}
+        sizes = {len(o) if isinstance(o, Tensor) and o.ndim else None for o in _leaves(b)}
         of_lists = len(b) > 1 and all(type(o) is list for o in b) # an entry a sample, most likely
-        if len(sizes) == 1 and () not in sizes and not of_lists: return sizes.pop()[0]
+        if len(sizes) == 1 and None not in sizes and not of_lists: return sizes.pop()
+        shapes = [tuple(o.shape) if isinstance(o, Tensor) else type(o).__name__ for o in _leaves(b)]
         raise SettingsError(
-            f'expected tensors with the samples along the first dimension, got {shapes[:4]} in a {type(b[0]).__name__}.',
+            f'expected tensors with the samples along the first dimension, got {shapes[:4]}.',
             'pass batch=ListBatch for lists with an entry a sample; '
             'or an object with length(b), cut(b, start, stop) and join(batches).')
 
@@ -223,7 +223,7 @@ def n_samples(
 
 # %% ../nbs/04_accum.ipynb #aed7dca8
 class Windows:
-    "A DataLoader in windows of `effective_bs` samples; `.window` holds the current one's micro-batches"
+    "A DataLoader in windows of `effective_bs` samples: `.window` holds the current micro-batches"
     def __init__(self,
         dl,               # a DataLoader of fastai or torch
         effective_bs:int, # samples to a window
