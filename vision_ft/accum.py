@@ -234,19 +234,20 @@ class Windows:
     def __len__(self): return ceil(n_samples(self.dl)/self.effective_bs)
 
     def __iter__(self):
-        window, room = [], self.effective_bs
+        window, room, micro_bs = [], self.effective_bs, 1
         for b in self.dl:
             start, n = 0, self.batch.length(b)
+            micro_bs = max(micro_bs, n)
             while start < n:
                 stop = min(start+room, n)
                 window.append(b if stop-start == n else self.batch.cut(b, start, stop))
                 room, start = room-(stop-start), stop
                 if room: continue
-                self.window, window, room = _balance(window, self.batch), [], self.effective_bs
+                self.window, window, room = _balance(window, micro_bs, self.batch), [], self.effective_bs
                 yield self.window[-1]
                 self.window = [] # the next window is collected without this one beside it
         if window:
-            self.window = _balance(window, self.batch)
+            self.window = _balance(window, micro_bs, self.batch)
             yield self.window[-1]
 
     def __getattr__(self, k):
@@ -254,11 +255,11 @@ class Windows:
         return getattr(self.dl, k)
 
 # %% ../nbs/04_accum.ipynb #a4c00006
-def _balance(window, batch):
+def _balance(window, micro_bs, batch):
     "The micro-batches of a window, cut evenly if one of them would hold a single sample"
     sizes = [batch.length(b) for b in window]
     if min(sizes) > 1 or len(sizes) == 1: return window
-    n, k = sum(sizes), ceil(sum(sizes)/max(sizes))
+    n, k = sum(sizes), ceil(sum(sizes)/micro_bs)
     whole = batch.join(window)
     return [batch.cut(whole, n*i//k, n*(i+1)//k) for i in range(k)]
 
