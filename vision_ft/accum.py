@@ -52,7 +52,7 @@ def denominator(
     *yb:Tensor,    # targets of a batch, the first of them (N, …)
     length=find_bs # length(yb): the number N of samples
 )->float:
-    "What a mean `loss_func` divides by on targets `yb`: samples, or class weights of the targets that count"
+    "What `loss_func`, a mean, divides by on targets `yb`: samples, or weights of the targets that count"
     (f, setting), y = _unwrap(loss_func), yb[0]
     if isinstance(f, LabelSmoothingCrossEntropy) and (f.weight is not None or (y == -100).any()):
         raise SettingsError(
@@ -189,7 +189,7 @@ def micro_denominator(
     loss_func,        # as in `denominator`
     pred,             # predictions for a micro-batch
     yb:tuple,         # its targets
-    own=None,         # a denominator of your own: called with (loss_func, *yb), and pred= if it names that
+    own=None,         # a denominator of your own: own(loss_func, *yb), with pred= if it names that
     batch=TensorBatch # how samples are counted
 )->float:
     "What the loss of a micro-batch divides by, predictions at hand; 1 for a sum"
@@ -243,7 +243,8 @@ class Windows:
                 window.append(b if stop-start == n else self.batch.cut(b, start, stop))
                 room, start = room-(stop-start), stop
                 if room: continue
-                self.window, window, room = _balance(window, micro_bs, self.batch), [], self.effective_bs
+                self.window = _balance(window, micro_bs, self.batch)
+                window, room = [], self.effective_bs
                 yield self.window[-1]
                 self.window = [] # the next window is collected without this one beside it
         if window:
@@ -287,6 +288,7 @@ class GradAccum(Callback):
         for cb in self.learn.cbs: # lr_find counts epochs by micro-batches
             if isinstance(cb, LRFinder): self.learn.n_epoch = cb.num_it//n_steps + 1
         self.first, self.unchecked, self.stepping = True, self.check, False
+        self.train_metrics = getattr(getattr(self.learn, 'recorder', None), 'train_metrics', False)
 
     def before_train(self): self.learn.dl = Windows(self.dl, self.effective_bs, self.batch)
 
@@ -339,6 +341,7 @@ def _refuse_single(layers, error):
 @patch
 def _before_first_window(self:GradAccum):
     "What is looked at once in a fit: batch norm, and whether the loss has to be checked"
+    self.first = False
     (_, micro_bs), loss_func = _draws(self.dls.train), self.learn.loss_func
     if micro_bs:
         watch_batch_norm(self.model, n_samples(self.dls.train), micro_bs, self.effective_bs)
@@ -351,9 +354,7 @@ def before_batch(self:GradAccum):
     "Forward and backward for all micro-batches but the last, which is left to fastai's own loop"
     learn, self.window = self.learn, self.dl.window
     if self.first: self._before_first_window()
-    self.first = self.stepping = False
-    train_metrics = getattr(getattr(learn, 'recorder', None), 'train_metrics', False)
-    self.keep = train_metrics or (self.unchecked and len(self.window) > 1)
+    self.keep = self.train_metrics or (self.unchecked and len(self.window) > 1)
     self.counts, self.losses, self.kept = [], [], []
     self.opt.zero_grad() # nothing is left over from a fit that was interrupted
     self.others = [cb for cb in learn.cbs.sorted('order') if cb is not self]
@@ -420,7 +421,7 @@ def _show_window(self:GradAccum, shares):
     if self.unchecked and len(preds) > 1:
         self.unchecked, own = False, self.denominator is not None
         check_loss(self.learn.loss_func, preds, ybs, shares, self.batch, quiet=own)
-    if not self.learn.recorder.train_metrics: return
+    if not self.train_metrics: return
     self.learn.pred, = self.batch.join([(p,) for p in preds])
     self.learn.yb = self.batch.join(ybs)
 
@@ -450,6 +451,7 @@ def before_step(self:GradAccum):
 
 @patch
 def after_batch(self:GradAccum):
+    "The window is done: images and predictions go"
     self.stepping, self.window, self.kept = False, [], []
     if self.hook: self.hook.remove()
 
