@@ -355,6 +355,19 @@ def test_a_second_gradient_of_the_window_is_replayed_or_refused(train_metrics):
     assert not sam.model._forward_pre_hooks
     sam.model(torch.randn(2, 6)).sum().backward() # outside a step nothing is refused
 
+def test_nothing_of_a_fit_stays_in_the_callback():
+    class Stop(Callback):
+        order = 95
+        def after_step(self): raise KeyboardInterrupt
+    learn = fit(4, [GradAccum(16)])
+    cb = learn.grad_accum
+    assert not cb.window and not cb.kept and not cb.others and cb.hook is None
+    with pytest.raises(SettingsError, match='before_step'): cb.replay()
+    with learn.no_bar(), learn.no_logging():
+        with pytest.raises(KeyboardInterrupt): learn.fit(1, .1, cbs=Stop())
+        learn.fit(1, .1)
+    assert not learn.model._forward_pre_hooks
+
 def test_replay_in_half_precision_carries_the_loss_scale():
     half = fit(4, [GradAccum(16), CPUMixedPrecision('fp16'), SAM(lambda learn: learn.grad_accum.replay())])
     assert same(half, fit(4, [GradAccum(16), SAM(lambda learn: learn.grad_accum.replay())]), 1e-2)

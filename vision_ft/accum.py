@@ -287,10 +287,17 @@ class GradAccum(Callback):
         n_steps = len(Windows(self.dls.train, self.effective_bs, self.batch))
         for cb in self.learn.cbs: # lr_find counts epochs by micro-batches
             if isinstance(cb, LRFinder): self.learn.n_epoch = cb.num_it//n_steps + 1
-        self.first, self.unchecked, self.stepping = True, self.check, False
+        self.first, self.unchecked = True, self.check
+        self.after_batch() # what an interrupted fit has left
         self.train_metrics = getattr(getattr(self.learn, 'recorder', None), 'train_metrics', False)
 
     def before_train(self): self.learn.dl = Windows(self.dl, self.effective_bs, self.batch)
+
+    def after_batch(self):
+        "The window is done: what was kept of it goes"
+        self.window, self.others, self.kept, self.stepping = [], [], [], False
+        if self.hook: self.hook.remove()
+        self.hook = None
 
 # %% ../nbs/04_accum.ipynb #a4c00007
 @patch
@@ -429,6 +436,8 @@ def _show_window(self:GradAccum, shares):
 @patch
 def replay(self:GradAccum)->Tensor: # the window's loss
     "Forward and backward over the window again: its gradient at the weights of now replaces the old"
+    if not self.window:
+        raise SettingsError('outside a step there is no window.', 'call replay in before_step.')
     learn = self.learn
     seen = learn.xb, learn.yb, learn.pred, learn.loss
     self.keep = self.stepping = False
@@ -448,12 +457,6 @@ def before_step(self:GradAccum):
             'a second forward pass within a step sees one micro-batch, not the window.',
             'call learn.grad_accum.replay(), which passes over the whole window.')
     self.stepping, self.hook = True, self.model.register_forward_pre_hook(refuse)
-
-@patch
-def after_batch(self:GradAccum):
-    "The window is done: images and predictions go"
-    self.stepping, self.window, self.kept = False, [], []
-    if self.hook: self.hook.remove()
 
 # %% ../nbs/04_accum.ipynb #56c5019f
 class History(Callback):
