@@ -4,7 +4,7 @@ import pytest, torch, torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from torch import nn
 from torch.utils import data as D
-from fastai.callback.core import Callback, CancelBackwardException, CancelBatchException, CancelEpochException, CancelFitException, CancelStepException
+from fastai.callback.core import Callback, CancelBackwardException, CancelBatchException, CancelEpochException, CancelFitException, CancelStepException, CancelTrainException
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.mixup import CutMix, MixUp
 from fastai.callback.training import GradientAccumulation, GradientClip
@@ -113,15 +113,15 @@ def samples(n=37, d=6, c=C, seed=0):
     g = torch.Generator().manual_seed(seed)
     return list(zip(torch.randn(n, d, generator=g), torch.randint(c, (n,), generator=g)))
 
-def fit(bs, cbs=(), loss=None, data=None, model=None, dl=None, lr=.1, train_metrics=False):
-    "A Learner after an epoch; its gradients are in `.record`"
+def fit(bs, cbs=(), loss=None, data=None, model=None, dl=None, lr=.1, train_metrics=False, epochs=1):
+    "A Learner after a fit; its gradients are in `.record`"
     data = samples() if data is None else data
     torch.manual_seed(0)
     dls = DataLoaders(*[DataLoader(data, bs=b, shuffle=False, drop_last=False) if dl is None else dl for b in (bs, 64)])
     learn = Learner(dls, model or nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, C)), loss_func=loss or CrossEntropyLossFlat(),
                     opt_func=SGD, cbs=[Record(), *cbs], path=tempfile.gettempdir())
     learn.recorder.train_metrics = train_metrics
-    with learn.no_bar(), learn.no_logging(): learn.fit(1, lr)
+    with learn.no_bar(), learn.no_logging(): learn.fit(epochs, lr)
     return learn
 
 def same(a, b, tol=1e-5):
@@ -318,6 +318,8 @@ def test_cancel_exceptions_act_on_the_window(event):
     assert len(fit(4, [GradAccum(16), Raise(event, CancelBatchException, at)], data=samples(64)).record.grads) == 3
     assert len(fit(4, [GradAccum(16), Raise(event, CancelEpochException, at)], data=samples(64)).record.grads) == 1
     assert len(fit(4, [GradAccum(16), Raise(event, CancelFitException, at)], data=samples(64)).record.grads) == 1
+    for exception in (CancelTrainException, CancelEpochException): # the next epoch is a whole one
+        assert len(fit(4, [GradAccum(16), Raise(event, exception, at)], data=samples(64), epochs=2).record.grads) == 5
     if event == 'before_step': assert len(fit(4, [GradAccum(16), Raise(event, CancelStepException, at)], data=samples(64)).record.grads) == 3
 
 def test_more_than_one_process_is_refused(monkeypatch):

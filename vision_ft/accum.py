@@ -288,10 +288,11 @@ class GradAccum(Callback):
         for cb in self.learn.cbs: # lr_find counts epochs by micro-batches
             if isinstance(cb, LRFinder): self.learn.n_epoch = cb.num_it//n_steps + 1
         self.first, self.unchecked = True, self.check
-        self.after_batch() # what an interrupted fit has left
         self.train_metrics = getattr(getattr(self.learn, 'recorder', None), 'train_metrics', False)
 
-    def before_train(self): self.learn.dl = Windows(self.dl, self.effective_bs, self.batch)
+    def before_train(self):
+        self.after_batch() # nothing is left of an epoch or a fit that was interrupted
+        self.learn.dl = Windows(self.dl, self.effective_bs, self.batch)
 
     def after_batch(self):
         "The window is done: what was kept of it goes"
