@@ -52,7 +52,7 @@ def denominator(
     *yb:Tensor,    # targets of a batch, the first of them (N, …)
     length=find_bs # length(yb): the number N of samples
 )->float:
-    "What `loss_func`, a mean, divides by on targets `yb`: samples, or weights of the targets that count"
+    "What a mean `loss_func` divides by: samples, or class weights of the targets that count"
     (f, setting), y = _unwrap(loss_func), yb[0]
     if isinstance(f, LabelSmoothingCrossEntropy) and (f.weight is not None or (y == -100).any()):
         raise SettingsError(
@@ -436,7 +436,7 @@ def _show_window(self:GradAccum, shares):
 # %% ../nbs/04_accum.ipynb #a4c0000a
 @patch
 def replay(self:GradAccum)->Tensor: # the window's loss
-    "Forward and backward over the window again: its gradient at the weights of now replaces the old"
+    "Forward and backward over the window again: `.grad` is that at the weights of now"
     if not self.window:
         raise SettingsError('outside a step there is no window.', 'call replay in before_step.')
     learn = self.learn
