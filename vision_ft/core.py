@@ -49,7 +49,8 @@ def check_name(
 
 # %% ../nbs/00_core.ipynb #865f0139
 _full = errno.ENOSPC, errno.EDQUOT
-_closed = errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY, errno.EISDIR
+_closed = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST,
+           errno.ENOTEMPTY, errno.EISDIR)
 
 def free_bytes(
     path # a file or folder; it need not exist yet
@@ -68,7 +69,8 @@ def disk_errors(
     except Exception as e:
         code = getattr(e, 'errno', None)
         if code in _closed:
-            raise SettingsError(f'{path} could not be written: {e}.', 'choose another folder.') from e
+            raise SettingsError(f'{path} could not be written: {e}.',
+                                'choose another folder.') from e
         if code in _full or os.strerror(errno.ENOSPC) in str(e) or free_bytes(path) < 2**20:
             raise SettingsError(f'{path} could not be written: the disk is full.',
                                 'free some space there, or choose a folder on another disk.') from e
@@ -133,9 +135,11 @@ def _check_preds(p):
     _check_probs(p.probs)
     if p.targets is None: return
     if p.targets.shape != (n,):
-        raise DataError(f'targets must be ({n},), got {p.targets.shape}.', 'pass a label for each id.')
+        raise DataError(f'targets must be ({n},), got {p.targets.shape}.',
+                        'pass a label for each id.')
     if unknown := sorted(set(p.targets)-set(p.vocab)):
-        raise DataError(f'targets {unknown[:5]} are not in vocab.', 'correct these labels, or add the classes.')
+        raise DataError(f'targets {unknown[:5]} are not in vocab.',
+                        'correct these labels, or add the classes.')
 
 def _check_probs(probs):
     if not np.isfinite(probs).all():
@@ -144,8 +148,9 @@ def _check_probs(probs):
     bad = (np.abs(sums-1) > 1e-3) | (probs < 0).any(1)
     if bad.any():
         i = bad.argmax()
-        raise DataError(f'rows of probs must be ≥ 0 and sum to 1; row {i} has the sum {sums[i]:.3f} '
-                        f'and the minimum {probs[i].min():.3f}.', 'pass probabilities, not logits: softmax first.')
+        raise DataError('rows of probs must be ≥ 0 and sum to 1; '
+                        f'row {i} has the sum {sums[i]:.3f} and the minimum {probs[i].min():.3f}.',
+                        'pass probabilities, not logits: softmax first.')
 
 # %% ../nbs/00_core.ipynb #53b1d0a3
 @patch(as_prop=True)
@@ -187,8 +192,9 @@ def take(self:Preds,
     "The rows named by `ids`"
     have = set(self.ids)
     if missing := [i for i in ids if i not in have]:
-        raise DataError(f'{self.name or "predictions"} lack {len(missing)} of the ids, such as {missing[:3]}.',
-                        'choose among `preds.ids`.')
+        raise DataError(
+            f'{self.name or "predictions"} lack {len(missing)} of the ids, such as {missing[:3]}.',
+            'choose among `preds.ids`.')
     rows = _positions(self.ids, ids)
     targets = None if self.targets is None else self.targets[rows]
     return replace(self, ids=self.ids[rows], probs=self.probs[rows], targets=targets)
@@ -201,7 +207,8 @@ def align(self:Preds,
     "The same predictions with rows and columns in the order of `other`"
     name = self.name or 'predictions'
     _check_same(f'{name}: classes', self.vocab, other.vocab, 'train both on the same classes.')
-    _check_same(f'{name}: images', self.ids, other.ids, 'choose the images that both have with `take(ids)`.')
+    _check_same(f'{name}: images', self.ids, other.ids,
+                'choose the images that both have with `take(ids)`.')
     cols = _positions(self.vocab, other.vocab)
     return replace(self, vocab=other.vocab, probs=self.probs[:, cols]).take(other.ids)
 
@@ -230,7 +237,8 @@ def save(self:Preds,
     import pyarrow as pa, pyarrow.parquet as pq
     targets = [None]*len(self) if self.targets is None else self.targets.tolist()
     try:
-        cols = {'id': pa.array(self.ids.tolist(), pa.string()), 'target': pa.array(targets, pa.string())}
+        cols = {'id': pa.array(self.ids.tolist(), pa.string()),
+                'target': pa.array(targets, pa.string())}
         for v, p in zip(self.vocab, self.probs.T): cols[f'p:{v}'] = pa.array(p, pa.float32())
         table = pa.table(cols).replace_schema_metadata({'vision_ft.name': self.name})
     except UnicodeEncodeError as e:
@@ -268,8 +276,9 @@ def read_groups(
                             'it needs the columns id and group.')
         groups = groups.set_index('id')['group']
     if not hasattr(groups, 'items'):
-        raise DataError(f'groups are given as {type(groups).__name__}.',
-                        'pass a dict or Series id → group, or a table with the columns id and group.')
+        raise DataError(
+            f'groups are given as {type(groups).__name__}.',
+            'pass a dict or Series id → group, or a table with the columns id and group.')
     named = [(str(i), str(g).strip()) for i, g in groups.items() if not pd.isna(g)]
     named = [(i, g) for i, g in named if g]
     if len(groups) and not named:
@@ -326,8 +335,9 @@ def check_groups(
     named_groups(groups, ids)
     said, ids = set(read_groups(groups).index), {str(i) for i in ids}
     if lost := sorted(said-ids):
-        warnings.warn(f'{len(lost)} of {len(said)} ids of the groups are no images here, such as '
-                      f'{lost[:3]}; {len(ids-said)} of {len(ids)} images have no group.', stacklevel=2)
+        warnings.warn(
+            f'{len(lost)} of {len(said)} ids of the groups are no images here, such as {lost[:3]}; '
+            f'{len(ids-said)} of {len(ids)} images have no group.', stacklevel=2)
 
 def groups_among(
     groups, # as for `read_groups`; None for none

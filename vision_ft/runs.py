@@ -21,7 +21,7 @@ from .core import (DataError, Preds, SettingsError, atomic_path, disk_errors, fr
 
 # %% ../nbs/05_runs.ipynb #2953575b
 def as_json(
-    settings # dict of numbers, text, lists and dicts; tuples, paths and NumPy's numbers are converted
+    settings # dict of numbers, text, lists, dicts; tuples, paths, NumPy's numbers are converted
 )->dict:
     "`settings` as they will be read back from JSON"
     plain = lambda o: o.item() if hasattr(o, 'item') else str(o)
@@ -43,7 +43,8 @@ def file_hash(
     "SHA-256 of a file's content; a file that hasn't changed since is read once"
     try: s = os.stat(path)
     except FileNotFoundError:
-        raise DataError(f'there is no file {path}.', 'put it back, or read the data again.') from None
+        raise DataError(f'there is no file {path}.',
+                        'put it back, or read the data again.') from None
     return _content_hash(str(path), s.st_size, s.st_mtime_ns)
 
 @lru_cache(maxsize=None)
@@ -84,7 +85,8 @@ def versions()->dict:
 
 def _git_commit():
     ask = ['git', 'rev-parse', 'HEAD']
-    try: return subprocess.check_output(ask, stderr=subprocess.DEVNULL, text=True, timeout=5).strip()
+    try:
+        return subprocess.check_output(ask, stderr=subprocess.DEVNULL, text=True, timeout=5).strip()
     except (OSError, subprocess.SubprocessError): return None
 
 # %% ../nbs/05_runs.ipynb #2130e967
@@ -142,8 +144,9 @@ def check_out(
     if out.resolve() == Path(data).resolve():
         raise SettingsError(f'{out} is the folder of the data.', 'choose another folder (--out).')
     if free_mb < need_mb:
-        raise SettingsError(f'the outputs need about {need_mb:.0f} MB, and {out} has {free_mb} MB free.',
-                            'choose a folder on another disk (--out).')
+        raise SettingsError(
+            f'the outputs need about {need_mb:.0f} MB, and {out} has {free_mb} MB free.',
+            'choose a folder on another disk (--out).')
 
 # %% ../nbs/05_runs.ipynb #145b3fcb
 def _now(): return datetime.now(timezone.utc).isoformat(timespec='seconds')

@@ -71,7 +71,8 @@ def digits(
 )->Path:                # `dest`
     "scikit-learn's 1,797 handwritten digits as the folder of a Kaggle competition"
     if not .01 <= test_share <= .99:
-        raise SettingsError(f'test_share must be .01 to .99, got {test_share}.', 'write it like .2.')
+        raise SettingsError(f'test_share must be .01 to .99, got {test_share}.',
+                            'write it like .2.')
     dest, size = Path(dest), whole_number(size, 'size', least=8)
     args = dict(test_share=float(test_share), size=size, seed=int(seed))
     if _made_before(dest, args): return dest
@@ -86,13 +87,15 @@ def _made_before(dest, args):
     if had == args: return True
     if not dest.exists() or dest.is_dir() and not any(dest.iterdir()): return False
     what = f'was made with {had}, not {args}' if had else 'is not a folder of digits'
-    raise DataError(f'{dest} exists and {what}.', 'choose another folder, or remove this one yourself.')
+    raise DataError(f'{dest} exists and {what}.',
+                    'choose another folder, or remove this one yourself.')
 
 # %% ../nbs/01_samples.ipynb #06103630
 SHAPES = dict(circle=lambda u, v: u**2+v**2 <= .8,
               square=lambda u, v: np.maximum(abs(u), abs(v)) <= .8,
               triangle=lambda u, v: (v <= .5) & (np.sqrt(3)*abs(u)-v <= 1),
-              cross=lambda u, v: (np.minimum(abs(u), abs(v)) <= .3) & (np.maximum(abs(u), abs(v)) <= .95))
+              cross=lambda u, v: ((np.minimum(abs(u), abs(v)) <= .3)
+                                  & (np.maximum(abs(u), abs(v)) <= .95)))
 INKS = np.array([(214, 48, 49), (232, 126, 34), (241, 196, 15), (39, 174, 96),
                  (41, 110, 200), (142, 68, 173), (236, 240, 241)]) # RGB
 
@@ -116,7 +119,8 @@ def mask_boxes(
     "The tight box of each mask"
     masks = np.asarray(masks, dtype=bool)
     if masks.ndim != 3:
-        raise DataError(f'masks must be (N,H,W), got {masks.shape}.', 'a single mask is mask[None].')
+        raise DataError(f'masks must be (N,H,W), got {masks.shape}.',
+                        'a single mask is mask[None].')
     if not masks.any((1, 2)).all():
         raise DataError('an empty mask has no box.', 'drop them first: masks[masks.any((1, 2))].')
     x1, x2 = _ends(masks.any(1))
@@ -217,11 +221,15 @@ def _download(url, file, sha256):
     check_name(urlparse(url).scheme, ['https', 'http'], 'kind of address')
     try: got = _stream(url, file)
     except (OSError, http.client.HTTPException) as e: # no network, timed out, cut off, disk full
-        raise DataError(f'{url} could not be downloaded: {e}.',
-            'check the network and the disk, or put the data set into $VISION_FT_DATA by hand.') from e
+        raise DataError(
+            f'{url} could not be downloaded: {e}.',
+            'check the network and the disk, '
+            'or put the data set into $VISION_FT_DATA by hand.') from e
     if got != sha256.lower():
-        raise DataError(f'{url} has the SHA-256 {got}, expected {sha256}.',
-            'the file was cut off or changed; nothing was unpacked. Try again, then ask where it comes from.')
+        raise DataError(
+            f'{url} has the SHA-256 {got}, expected {sha256}.',
+            'the file was cut off or changed; nothing was unpacked. '
+            'Try again, then ask where it comes from.')
 
 def _stream(url, file):
     "Copy `url` to `file` with a progress bar; the SHA-256 of what came"
@@ -255,7 +263,8 @@ def _unzip(file, folder):
 
 def _untar(file, folder):
     if not hasattr(tarfile, 'data_filter'):
-        raise tarfile.TarError('this Python cannot check tar files, 3.10.12, 3.11.4, 3.12 and later can')
+        raise tarfile.TarError('this Python cannot check tar files, '
+                               '3.10.12, 3.11.4, 3.12 and later can')
     with tarfile.open(file) as t: t.extractall(folder, filter='data')
 
 # %% ../nbs/01_samples.ipynb #6e74864c
@@ -272,9 +281,10 @@ def dataset(
     if _is_cached(cached, sha256): return cached
     if not url:
         where = f'{root} and has no such folder' if root else 'not set'
-        raise DataError(f'there is no data set {name!r}: VISION_FT_DATA is {where}.',
-                        'put the files into a folder and point VISION_FT_DATA at the folder above it, '
-                        f'so that $VISION_FT_DATA/{name} exists; or pass url= and sha256= to download it.')
+        raise DataError(
+            f'there is no data set {name!r}: VISION_FT_DATA is {where}.',
+            'put the files into a folder and point VISION_FT_DATA at the folder above it, '
+            f'so that $VISION_FT_DATA/{name} exists; or pass url= and sha256= to download it.')
     if not re.fullmatch('[0-9a-fA-F]{64}', sha256 or ''):
         raise SettingsError(f'a download needs sha256= with 64 hex digits, got {sha256!r}.',
                             'compute it with `sha256sum FILE` from a copy that you trust.')

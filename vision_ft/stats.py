@@ -383,7 +383,8 @@ def deal_folds(
     if pd.Series(labels).value_counts().min() < k: labels = fold.copy() # balance sizes alone
     alone = len(set(groups)) == len(groups)
     check_folds(k, len(set(groups)), len(groups))
-    dealer = (StratifiedKFold if alone else StratifiedGroupKFold)(k, shuffle=True, random_state=seed)
-    folds = dealer.split(labels, labels, None if alone else groups)
+    Splitter = StratifiedKFold if alone else StratifiedGroupKFold
+    splitter = Splitter(k, shuffle=True, random_state=seed)
+    folds = splitter.split(labels, labels, None if alone else groups)
     for i, (_, held) in enumerate(folds): fold[held] = i
     return fold

@@ -17,8 +17,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from fastcore.meta import delegates
-from ..core import (Preds, atomic_path, check_groups, groups_among, pick_device, read_groups,
-                            whole_number)
+from ..core import (Preds, atomic_path, check_groups, groups_among, pick_device,
+                            read_groups, whole_number)
 from ..models import fetch_pretrained, preflight
 from ..memory import free_memory, plot_memory
 from ..runs import Run, check_out, fingerprint, versions
@@ -104,8 +104,8 @@ def prepare(
     trainings = {str(r['name']): row_settings(r, **alike) for r in rows}
     views = plan_views(s, trainings.values())
     check_out(out, data, need_mb=50+4*check_models(trainings.values()))
-    groups = None if s.groups is None else read_groups(
-        read_text(s.groups) if isinstance(s.groups, (str, Path)) else s.groups)
+    groups = read_text(s.groups) if isinstance(s.groups, (str, Path)) else s.groups
+    if groups is not None: groups = read_groups(groups)
     comp = read_competition(data, s.holdout, s.seed, groups, out/'holdout.csv')
     if groups is not None: check_groups(groups, [*comp.train.id, *comp.test.id])
     mine = groups_among(groups, comp.train.id)

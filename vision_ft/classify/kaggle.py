@@ -23,18 +23,21 @@ def _positive_class(column, labels):
     positive = [o for o in labels if o.casefold() in ('1', '1.0', 'true')]
     negative = [o for o in labels if o.casefold() in ('0', '0.0', 'false')]
     if len(labels) == 2 and positive and negative: return positive[0]
-    rename = 'rename the classes to 0 and 1 in the training data, 1 being the one that is asked for; or '
+    fix = 'empty the cells of the sample to write labels.'
+    if len(labels) == 2:
+        fix = ('rename the classes to 0 and 1 in the training data, '
+               f'1 being the one that is asked for; or {fix}')
     raise DataError(
         f'the sample asks for one probability an image, and its column {column!r} does not say '
-        f'of which class: there are {", ".join(labels[:5])}.',
-        (rename if len(labels) == 2 else '') + 'empty the cells of the sample to write labels.')
+        f'of which class: there are {", ".join(labels[:5])}.', fix)
 
 def _class_columns(columns, labels):
     "`columns`, if they are the classes, in whatever order"
     unknown, missing = sorted(set(columns)-set(labels)), sorted(set(labels)-set(columns))
     if not unknown and not missing: return columns
     raise DataError(
-        f'the columns of the sample are not the classes: {len(unknown)} are no class {unknown[:3]}, '
+        'the columns of the sample are not the classes: '
+        f'{len(unknown)} are no class {unknown[:3]}, '
         f'{len(missing)} classes have no column {missing[:3]}.',
         'give classes and columns the same names, one column for each class and no other.')
 
@@ -109,11 +112,13 @@ def read_sample(
     "A sample submission with the ids of the test images, each once, in a form that can be filled"
     s, name = read_text(csv), Path(csv).name
     if s.shape[1] < 2:
-        raise DataError(f'{name} has one column, {s.columns[0]}.', 'add a column label behind the ids.')
+        raise DataError(f'{name} has one column, {s.columns[0]}.',
+                        'add a column label behind the ids.')
     ids = s.iloc[:, 0]
     if len(twice := ids[ids.duplicated()]):
         raise DataError(
-            f'{name} has {len(twice)} duplicate ids, such as {twice.iloc[0]}.', 'keep one row an id.')
+            f'{name} has {len(twice)} duplicate ids, such as {twice.iloc[0]}.',
+            'keep one row an id.')
     files = set(spell_ids(test_ids, ids))
     missing, extra = sorted(set(ids)-files), sorted(files-set(ids))
     if missing or extra:
@@ -200,7 +205,8 @@ def _hold_out(table, k, seed, groups, csv):
         fewer = f'use --holdout {1/n:.3g} and at most --folds {n-1}, ' if n > 2 else ''
         raise DataError(
             f'class {counts.index[0]!r} has {images} images in {n} groups (copies count once), '
-            f'too few to hold out one in {k}.', f'{fewer}add images of other groups, or drop the class.')
+            f'too few to hold out one in {k}.',
+            f'{fewer}add images of other groups, or drop the class.')
     return make_split(table, k, seed, groups)
 
 def _parts_of(holdout):
@@ -221,7 +227,8 @@ def read_competition(
     "A competition folder or one of class folders, each id and image checked; nothing is written"
     path = Path(path).expanduser()
     if not path.is_dir():
-        raise DataError(f'there is no folder {path}.', 'pass one with train_images or class folders.')
+        raise DataError(f'there is no folder {path}.',
+                        'pass one with train_images or class folders.')
     if (path/'train_images').is_dir(): return read_kaggle(path)
     k = _parts_of(holdout)
     table = check_table(read_folder(path))
@@ -245,7 +252,8 @@ def _kaggle_api():
     try:
         from kaggle.api.kaggle_api_extended import KaggleApi
     except ImportError:
-        raise SettingsError('there is no kaggle client.', "pip install 'vision_ft[kaggle]'.") from None
+        raise SettingsError('there is no kaggle client.',
+                            "pip install 'vision_ft[kaggle]'.") from None
     api = KaggleApi()
     api.authenticate()
     return api
@@ -262,7 +270,8 @@ def submit(
     s = read_text(csv)
     fix = 'write it again with `write_submission`.'
     if sample is not None and list(s.columns) != list(sample.columns):
-        raise DataError(f'columns are {list(s.columns)}, in the sample {list(sample.columns)}.', fix)
+        raise DataError(
+            f'columns are {list(s.columns)}, in the sample {list(sample.columns)}.', fix)
     if sample is not None and s.iloc[:, 0].tolist() != sample.iloc[:, 0].tolist():
         raise DataError(f'the ids of {csv} are not those of the sample.', fix)
     if (s == '').any(axis=None):

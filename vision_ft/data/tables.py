@@ -67,12 +67,15 @@ def read_folder(
     "The table of a folder of class folders; the label is the first folder below `folder`"
     rel = [f.relative_to(folder) for f in image_files(folder)]
     if loose := [str(o) for o in rel if len(o.parts) == 1]:
-        raise DataError(f'{len(loose)} of {len(rel)} images lie beside the class folders: {_some(loose)} ….',
-            'move each into the folder of its class. If a CSV file has the labels, name it train.csv, '
-            'beside the folders train_images and test_images (in Python, see `read_csv`).')
+        raise DataError(
+            f'{len(loose)} of {len(rel)} images lie beside the class folders: {_some(loose)} ….',
+            'move each into the folder of its class. If a CSV file has the labels, '
+            'name it train.csv, beside the folders train_images and test_images '
+            '(in Python, see `read_csv`).')
     labels = [o.parts[0] for o in rel]
     if {o.casefold() for o in labels} <= _PARTS:
-        raise DataError(f'{folder} holds {_some(sorted(set(labels)))}: parts of data, not its classes.',
+        raise DataError(
+            f'{folder} holds {_some(sorted(set(labels)))}: parts of data, not its classes.',
             'pass the part with the class folders, or name the parts train_images and test_images.')
     return _table(folder, [o.as_posix() for o in rel], labels)
 
@@ -127,7 +130,8 @@ def _check_rows(d, what='the table'):
         raise DataError(f'{what}: {twice.sum()} rows repeat an id: {_some(d.id[twice])} ….',
             'keep one row for each image.')
     if empty.any():
-        raise DataError(f'{what}: {empty.sum()} of {len(d)} rows have no label: {_some(d.id[empty])} ….',
+        raise DataError(
+            f'{what}: {empty.sum()} of {len(d)} rows have no label: {_some(d.id[empty])} ….',
             'label them, or remove the rows.')
 
 # %% ../../nbs/data/10_tables.ipynb #f4cc040c
@@ -159,8 +163,10 @@ def read_csv(
     files = [o.relative_to(folder).as_posix() for o in image_files(folder)]
     rel = _find_files(files, d.id, d.label)
     if lost := [i for i, o in zip(d.id, rel) if o is None]:
-        raise DataError(f'{len(lost)} of {len(d)} images of {csv} are not in {folder}: {_some(lost)} ….',
-            'add the files at id or label/id (the suffix may lack in the id), or remove their rows.')
+        raise DataError(
+            f'{len(lost)} of {len(d)} images of {csv} are not in {folder}: {_some(lost)} ….',
+            'add the files at id or label/id (the suffix may lack in the id), '
+            'or remove their rows.')
     if len(set(rel)) < len(rel):
         raise DataError(f'two rows of {csv} name the same file, with its suffix and without.',
             'keep one row for each image.')
@@ -216,7 +222,7 @@ def drop_unreadable(
     bad = d.why != ''
     return df[~bad].reset_index(drop=True), d[bad].reset_index(drop=True)
 
-# %% ../../nbs/data/10_tables.ipynb #8ff4e9be
+# %% ../../nbs/data/10_tables.ipynb #5a1c7e02
 def _alike(labels):
     "Sets of labels that are equal but for case, blanks or the Unicode form"
     alike = defaultdict(list)
@@ -224,6 +230,7 @@ def _alike(labels):
         alike[''.join(unicodedata.normalize('NFKC', label).casefold().split())].append(label)
     return [o for o in alike.values() if len(o) > 1]
 
+# %% ../../nbs/data/10_tables.ipynb #8ff4e9be
 def check_table(
     df,                      # table
     one_class_ok:bool=False, # True only to measure memory on a `trial_set`
@@ -233,7 +240,8 @@ def check_table(
     _check_rows(df)
     n = label_counts(df)
     if len(n) == 1 and not one_class_ok:
-        raise DataError(f'all {len(df)} images have the label {n.index[0]!r}; a model would say no other.',
+        raise DataError(
+            f'all {len(df)} images have the label {n.index[0]!r}; a model would say no other.',
             'pass a folder that holds two class folders or more '
             '(in Python, one_class_ok=True lets a trial set through to measure memory).')
     if n.min() < 2:
@@ -245,8 +253,10 @@ def check_table(
     _, bad = drop_unreadable(df, workers)
     if len(bad):
         reasons = '\n'.join(f'    {o.id}: {o.why}' for o in bad[:5].itertuples())
-        raise DataError(f'{len(bad)} of {len(df)} images cannot be read:\n{reasons}',
-            'replace them, or remove them and their rows (in Python, `drop_unreadable` parts them).')
+        raise DataError(
+            f'{len(bad)} of {len(df)} images cannot be read:\n{reasons}',
+            'replace them, or remove them and their rows '
+            '(in Python, `drop_unreadable` parts them).')
     return df
 
 # %% ../../nbs/data/10_tables.ipynb #bab70818
@@ -409,7 +419,8 @@ def saved_split(
         raise SettingsError(f'{csv} has {had} folds, k={k} was asked for.',
             f'pass k={had} (--folds {had}), or choose another file (another --out).')
     if groups is not None and len(bad := leaks(split, groups)):
-        raise DataError(f'{csv} was made without these groups; they straddle its folds ({len(bad)} images).',
+        raise DataError(
+            f'{csv} was made without these groups; they straddle its folds ({len(bad)} images).',
             'make a new split in a new file (another --out).')
     return split
 
