@@ -186,3 +186,11 @@ def test_ids_may_be_numbers():
     groups = {0: 'a', 1: 'a', 2: 'b'}
     assert group_codes(groups, range(4)).tolist() == group_codes(groups, np.arange(4)).tolist() == [0, 0, 1, 2]
     assert list(groups_among(groups, [2, 3])) == ['b']
+
+def test_an_error_keeps_its_words_and_survives_pickling():
+    "fastai rewrites the arguments of what a callback raises; processes send errors to each other"
+    import pickle
+    e = DataError('wrong', 'mended so.')
+    assert str(pickle.loads(pickle.dumps(e))) == str(e) == 'wrong\n  Fix: mended so.'
+    e.args = ('Exception occured in `X` when calling event `before_fit`:',)
+    assert str(e) == 'wrong\n  Fix: mended so.'

@@ -351,6 +351,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'vision_ft.core.SettingsError': ('core.html#settingserror', 'vision_ft/core.py'),
                                 'vision_ft.core.VisionFTError': ('core.html#visionfterror', 'vision_ft/core.py'),
                                 'vision_ft.core.VisionFTError.__init__': ('core.html#visionfterror.__init__', 'vision_ft/core.py'),
+                                'vision_ft.core.VisionFTError.__str__': ('core.html#visionfterror.__str__', 'vision_ft/core.py'),
                                 'vision_ft.core._check_preds': ('core.html#_check_preds', 'vision_ft/core.py'),
                                 'vision_ft.core._check_probs': ('core.html#_check_probs', 'vision_ft/core.py'),
                                 'vision_ft.core._check_same': ('core.html#_check_same', 'vision_ft/core.py'),

@@ -26,7 +26,10 @@ class VisionFTError(ValueError):
         fix:str='' # what the reader can do about it
     ):
         self.wrong, self.fix = wrong, fix
-        super().__init__(f'{wrong}\n  Fix: {fix}' if fix else wrong)
+        super().__init__(wrong, fix)
+
+    # not from `args`: fastai's loop puts words of its own there
+    def __str__(self): return f'{self.wrong}\n  Fix: {self.fix}' if self.fix else self.wrong
 
 class DataError(VisionFTError): "Images, labels, splits or predictions that don't fit together"
 class PretrainedError(VisionFTError): "Weights that can't be found, read or fitted to a model"
