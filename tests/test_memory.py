@@ -36,11 +36,21 @@ def test_cuda_process_that_nvml_sees(cuda, monkeypatch):
     lib.nvmlDeviceGetHandleByUUID.assert_called_with('GPU-1b2c') # CUDA_VISIBLE_DEVICES renumbers cards, not uuids
     assert not changed(cuda)
 
-@pytest.mark.parametrize('processes', [[], [(1, 9000*M)], [(os.getpid(), 10*M)], [(os.getpid(), None)]])
+outside = 77_777_777 # no process here has this number
+@pytest.mark.parametrize('processes', [[], [(1, 9000*M)], [(os.getpid(), 10*M)], [(os.getpid(), None)],
+                                       [(os.getpid(), 4000*M), (outside, 3072*M)], # either may be ours: numbers are those outside
+                                       [(os.getpid(), 6000*M)]])                   # more than is used on the card
 def test_cuda_process_invisible_in_a_container(cuda, monkeypatch, processes):
     nvml(monkeypatch, *processes)
     r = memory_report('cuda')
     assert r.process_mib == 5*1024 and r.how.startswith('device')
+
+@pytest.mark.parametrize('others', [[(os.getppid(), 3000*M)], [(os.getppid(), 10*M), (outside, 500*M)], [(outside, 9000*M)]])
+def test_cuda_process_beside_others(cuda, monkeypatch, others):
+    "Processes that exist here, or that hold too little or too much to be ours, don't matter"
+    nvml(monkeypatch, (os.getpid(), 3072*M), *others)
+    r = memory_report('cuda')
+    assert r.process_mib == 3072 and r.how.startswith('process')
 
 def test_cuda_without_nvml(cuda, monkeypatch):
     monkeypatch.setitem(sys.modules, 'pynvml', None)
@@ -68,7 +78,7 @@ def test_cuda_nested_tracks_share_one_mark(cuda):
         with track_memory('cuda:1') as other: pass
     assert (inner.start_mib, inner.peak_mib, inner.end_mib, inner.added_mib) == (200, 500, 300, 300)
     assert (outer.start_mib, outer.peak_mib, outer.end_mib) == (100, 900, 300)
-    assert not memory._open
+    assert not memory._open_tracks
 
 def test_mps_samples_where_there_is_no_mark(monkeypatch):
     mps = MagicMock(name='torch.mps')
@@ -80,7 +90,7 @@ def test_mps_samples_where_there_is_no_mark(monkeypatch):
     r = memory_report('mps')
     assert (r.allocated_mib, r.reserved_mib, r.process_mib) == (100, 700, 700) and math.isnan(r.peak_mib)
     assert not changed(mps)
-    monkeypatch.setattr(memory, '_held', held)
+    monkeypatch.setattr(memory, '_held_mib', held)
     with track_memory('mps') as t: __import__('time').sleep(.2)
     assert (t.start_mib, t.peak_mib, t.end_mib) == (100, 900, 200)
     free_memory()
@@ -88,8 +98,8 @@ def test_mps_samples_where_there_is_no_mark(monkeypatch):
 
 @pytest.mark.parametrize('marks', [True, False])
 def test_cpu_nesting_with_and_without_a_mark(monkeypatch, marks):
-    if not marks: monkeypatch.setattr(memory, '_restart', lambda d: False)
-    elif not memory._restart('cpu'): pytest.skip('this kernel has no resettable high-water mark')
+    if not marks: monkeypatch.setattr(memory, '_reset_peak', lambda d: False)
+    elif not memory._reset_peak('cpu'): pytest.skip('this kernel has no resettable high-water mark')
     def work(mib): x = torch.ones(mib*M//4); __import__('time').sleep(.05); del x
     with track_memory('cpu') as outer:
         work(300)
