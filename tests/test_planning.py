@@ -71,7 +71,7 @@ class Detector(nn.Module):
         self.scores, self.offsets = nn.Conv2d(64, 3, 1), nn.Conv2d(64, 4, 1)
         c = torch.arange(4., 96, 8)
         y, x = torch.meshgrid(c, c, indexing='ij')
-        self.register_buffer('anchors', torch.stack([x-12, y-12, x+12, y+12], -1).view(-1, 4))
+        self.anchors = [torch.stack([x-12, y-12, x+12, y+12], -1).view(-1, 4)] # neither parameter nor buffer, as in torchvision
     def forward(self, images):
         z = self.body(torch.stack(images))
         return self.scores(z).flatten(2).mT, self.offsets(z).flatten(2).mT
@@ -80,11 +80,12 @@ def detect(model, batch):
     images, targets = batch
     losses = dict(classes=0, boxes=0)
     for s, o, t in zip(*model(images), targets):
-        iou, best = box_iou(t['boxes'], model.anchors).max(0)
+        anchors = model.anchors[0].to(s.device)
+        iou, best = box_iou(t['boxes'], anchors).max(0)
         near = (iou > .5)[:, None]
         hot = (t['labels'][best][:, None] == torch.arange(3, device=s.device)) & near
         losses['classes'] += sigmoid_focal_loss(s, hot.float(), reduction='sum')
-        losses['boxes'] += (F.smooth_l1_loss(o, t['boxes'][best]-model.anchors, reduction='none')*near).sum()
+        losses['boxes'] += (F.smooth_l1_loss(o, t['boxes'][best]-anchors, reduction='none')*near).sum()
     return losses
 
 def segmentation(): return segment, UNet(), (torch.randn(8, 3, 96, 96), torch.randint(3, (8, 96, 96)))

@@ -163,12 +163,13 @@ def _walk_backward(nodes, events):
         while nodes: flow.run(nodes.pop())
 
 # %% ../nbs/06_planning.ipynb #f660cea0
-def _fake_copy(model, device):
-    "The model with fake parameters and buffers on a device; run it under the same `FakeTensorMode`"
-    memo = {id(t): torch.empty_like(t, device=device) for t in model.buffers()}
-    for p in model.parameters():
-        memo[id(p)] = nn.Parameter(torch.empty_like(p, device=device), p.requires_grad)
-    return copy.deepcopy(model, memo)
+def _fake_copy(model, device, mode):
+    "The model with parameters and buffers that are fake tensors of `mode` on a device"
+    with mode:
+        memo = {id(t): torch.empty_like(t, device=device) for t in model.buffers()}
+        for p in model.parameters():
+            memo[id(p)] = nn.Parameter(torch.empty_like(p, device=device), p.requires_grad)
+    return copy.deepcopy(model, memo) # tensors that are neither, such as tables of anchors, stay real
 
 def _tensors(tree):
     "All tensors in lists, tuples and dicts"
@@ -307,8 +308,9 @@ def simulate_step(
     check_name(precision, PRECISIONS, 'precision')
     check_name(optimizer, OPTIMIZERS, 'optimizer')
     kind = _device(device).split(':')[0]
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        fake = _fake_copy(model, kind)
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    fake = _fake_copy(model, kind, mode)
+    with mode:
         inputs = tree_map_only(torch.Tensor, partial(torch.empty_like, device=kind), batch)
         try: trace = _trace(step, fake, inputs, precision, fused_attn)
         except (DataDependentOutputException, DynamicOutputShapeException) as e:
