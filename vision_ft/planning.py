@@ -111,7 +111,7 @@ _hands_on_views = {'CatBackward0', 'SumBackward0', 'SumBackward1'} # slices and 
 class _GradientFlow:
     "The gradients of a backward pass through `nodes`, added to `events`"
     def __init__(self, nodes, events):
-        self.nodes, self.events = nodes, events
+        self.events = events
         self.waiting = {(nodes[-1], 0): 'loss'} # (node, input) → the gradient that it will take
         self.users = {'loss': 1}                # gradient → how many nodes wait for it
 
@@ -471,7 +471,7 @@ def measure_training(
     **kwargs                    # fields of `StepSettings`, and arguments for `timm.create_model`
 )->float:                       # MiB: on a GPU the whole process, on a CPU what the training adds
     "Peak memory of two steps of training on `micro_bs` random images"
-    s, size = _step_settings(settings, kwargs), parse_size(size)
+    s, size, device = _step_settings(settings, kwargs), parse_size(size), pick_device(_device(device))
     if device == 'cpu' and own_process:
         return _measure_in_child(arch=arch, size=size, micro_bs=micro_bs, **asdict(s))
     if device == 'cpu': # a first step loads libraries
@@ -594,7 +594,7 @@ def _probe(arch, size, micro_bs, settings, device):
     _make_step_model(arch, size, settings, 'meta') # refuses here rather than in a child process
     n1 = max(2, micro_bs//8)
     n2 = max(2*n1, micro_bs//4)
-    m1, m2 = (measure_training(arch, size, n, settings, pick_device(device)) for n in (n1, n2))
+    m1, m2 = (measure_training(arch, size, n, settings, device) for n in (n1, n2))
     rise = (m2-m1)/(n2-n1)
     if rise*MiB < _images(1, size, settings, 'meta').nbytes: # each has at least its own bytes
         raise SettingsError(f'{n1} images took {m1:,.1f} MiB and {n2} took {m2:,.1f}.',
