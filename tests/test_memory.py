@@ -4,6 +4,7 @@ from types import SimpleNamespace as NS
 from unittest.mock import MagicMock
 import pandas as pd, pytest, torch
 from vision_ft import memory
+from vision_ft.accum import out_of_memory
 from vision_ft.core import DataError
 from vision_ft.memory import free_memory, memory_report, plot_memory, track_memory
 
@@ -129,3 +130,8 @@ def test_reporting_collects_nothing():
 
 def test_plot_names_the_column_that_is_missing():
     with pytest.raises(DataError, match='peak_mib'): plot_memory(pd.DataFrame(dict(a=[1])))
+
+@pytest.mark.parametrize('said', ['CUDA out of memory.', 'CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`',
+                                  'cuDNN error: CUDNN_STATUS_ALLOC_FAILED'])
+def test_a_full_card_is_known_by_what_it_says(said):
+    assert out_of_memory(RuntimeError(said)) and not out_of_memory(RuntimeError('shape mismatch'))
