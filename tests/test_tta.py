@@ -6,11 +6,14 @@ from torch.utils.data import DataLoader
 from vision_ft.classify import tta as T
 from vision_ft.core import Preds
 from vision_ft.samples import digits
+from vision_ft.stats import compare_preds
 
 # --- views
 
-flips = dict(plain=lambda x: x, hflip=lambda x: x.flip(-1), vflip=lambda x: x.flip(-2), rot180=lambda x: x.flip((-1, -2)), rot90=lambda x: x.rot90(1, (-2, -1)),
-             rot270=lambda x: x.rot90(3, (-2, -1)), transpose=lambda x: x.transpose(-1, -2), transverse=lambda x: x.rot90(2, (-2, -1)).transpose(-1, -2))
+flips = dict(
+    plain=lambda x: x, hflip=lambda x: x.flip(-1), vflip=lambda x: x.flip(-2), rot180=lambda x: x.flip((-1, -2)),
+    rot90=lambda x: x.rot90(1, (-2, -1)), rot270=lambda x: x.rot90(3, (-2, -1)), transpose=lambda x: x.transpose(-1, -2),
+    transverse=lambda x: x.rot90(2, (-2, -1)).transpose(-1, -2))
 photo = lambda b=2, h=48, w=48: torch.rand(b, 3, h, w, generator=torch.Generator().manual_seed(0))
 at = lambda v, x, **kw: T.apply_view(v, x, [f'{i}.jpg' for i in range(len(x))], **kw)
 
@@ -18,7 +21,7 @@ at = lambda v, x, **kw: T.apply_view(v, x, [f'{i}.jpg' for i in range(len(x))], 
 def test_symmetries_are_what_torch_says(v):
     x = photo()
     assert torch.equal(at(v, x), flips[v](x))
-    torch.testing.assert_close(T._sample([x], T.view_matrix(v, ['a'])[0], 1., (48, 48)), flips[v](x), atol=1e-4, rtol=0)
+    torch.testing.assert_close(T._resample(T.MipMap(x), T.view_matrix(v, ['a']), 1., (48, 48)), flips[v](x), atol=1e-4, rtol=0)
 
 @given(st.lists(st.sampled_from(list(flips)), min_size=1, max_size=4))
 def test_names_compose_from_left_to_right(parts):
@@ -39,13 +42,13 @@ def test_corners_look_at_their_corners():
         assert np.sign(round(float(o[0].mean()), 2)) == sx and np.sign(round(float(o[1].mean()), 2)) == sy
 
 def test_random_crops_depend_on_seed_number_and_id_only():
-    x = photo(1).expand(4, -1, -1, -1); ids = ['a', 'b', 'c', 'd']
+    x, ids = photo(1).expand(4, -1, -1, -1), ['a', 'b', 'c', 'd']
     a = T.apply_view('random1', x, ids)
     assert torch.equal(T.apply_view('random1', x[:2], ['d', 'a']), a[[3, 0]])
     assert len({o.numpy().tobytes() for o in a}) == 4
     assert not torch.equal(T.apply_view('random2', x, ids), a) and not torch.equal(T.apply_view('random1', x, ids, seed=1), a)
-    m, share = T.view_matrix('random1', [str(i) for i in range(2000)])
-    assert m[:, 0, 0].min() >= share and m[:, 0, 0].max() <= 1 and (abs(m[:, :2, 2]).max(1) <= 1-m[:, 0, 0]+1e-12).all() # inside the image
+    m = T.view_matrix('random1', [str(i) for i in range(2000)])
+    assert m[:, 0, 0].min() >= T.view_scale('random1') and m[:, 0, 0].max() <= 1 and (abs(m[:, :2, 2]).max(1) <= 1-m[:, 0, 0]+1e-12).all() # inside the image
     assert abs((m[:, 0, 0]**2).mean()-.875) < .01
 
 @pytest.mark.parametrize('v', ['random1', 'crop', 'hflip+random2', 'zoom1.3'])
@@ -111,10 +114,10 @@ def test_views_look_where_the_plain_one_looks(trained):
     dl = learn.dls.test_dl(table)
     before, geo, after = T._split_tfms(list(dl.after_batch.fs))
     ramp = torch.stack(torch.meshgrid(torch.linspace(0, 1, 48), torch.linspace(0, 1, 40), indexing='ij'))[[0, 1, 0]][None].repeat(2, 1, 1, 1)
-    plain = T._run_geo(geo, ramp)
+    plain = T._apply_geometry(geo, ramp)
     assert plain.shape[-2:] == (32, 64)
-    frame = T._frame(lambda o: T._run_geo(geo, o), (48, 40))
-    sampled = T._sample([ramp], frame[None], 1., plain.shape[-2:])
+    frame = T._measure_frame(lambda o: T._apply_geometry(geo, o), (48, 40))
+    sampled = T._resample(T.MipMap(ramp), frame[None], 1., plain.shape[-2:])
     assert (sampled-plain)[..., 2:-2, 2:-2].abs().max() < .01
     assert frame[1, 1] < .9 < frame[0, 0]
 
@@ -141,7 +144,8 @@ class Net(nn.Module):
     def forward(self, x): return self.out(self.lin(nn.functional.adaptive_avg_pool2d(x, 2).flatten(1)*5))
 
 pics = [photo(1)[0]*i/9 for i in range(1, 10)]
-go = lambda model, dl=None, views=('plain', 'hflip', 'random1'), **kw: T.predict_views(model, dl or DataLoader(pics, batch_size=4), views, progress=False, **kw)
+def go(model, dl=None, views=('plain', 'hflip', 'random1'), **kw):
+    return T.predict_views(T.ModelSpec(model, **kw), dl or DataLoader(pics, batch_size=4), views, progress=False)
 cats = ['a', 'b', 'c']
 
 @pytest.mark.parametrize('data', [pics, [(o, 1) for o in pics], [dict(y=1, pixel_values=o) for o in pics]])
@@ -168,7 +172,7 @@ def test_binary_multi_output_and_multi_label():
         for v in d[o]: assert np.array_equal(d[o][v].probs, t[o][v].probs)
     labels = go(Net(3), vocab={c: ['no', 'yes'] for c in cats})
     with torch.no_grad(): np.testing.assert_allclose(np.stack([labels[c]['plain'].probs[:, 1] for c in cats], 1), Net(3)(torch.stack(pics)).sigmoid(), atol=1e-6)
-    assert set(T.tta(Net(3), DataLoader(pics), vocab={c: ['no', 'yes'] for c in cats}, progress=False)) == set(cats)
+    assert set(T.tta(T.ModelSpec(Net(3), {c: ['no', 'yes'] for c in cats}), DataLoader(pics), progress=False)) == set(cats)
 
 def test_size_and_stats():
     seen = []
@@ -197,15 +201,13 @@ def test_averages_by_name_not_by_position():
     for w, says in ((dict(a=-1), '≥ 0'), (dict(a=0, b=0), 'not all 0'), (dict(a=float('nan')), 'finite'), (dict(c=1), "view 'c'")):
         with pytest.raises(ValueError, match=says): T.average_views(dict(a=a, b=b), w)
 
-def test_verdict_of_views():
-    "The names of chapter 07 are here as well, and take what predict_views returns"
-    from vision_ft import verdict
+def test_fitted_view_weights():
     truth = {str(i): 'abc'[i%3] for i in range(9)}
     views = {v: p.with_targets(truth) for v, p in go(Net(), vocab=cats).items()}
-    for k in ('compare_preds', 'mcnemar', 'paired_interval', 'Verdict', 'Bounds'): assert getattr(T, k) is getattr(verdict, k)
-    w = T.fit_view_weights(views, split=3)
-    assert set(w.blend.ensemble_weights) == set(views) and w.recommended == 'equal' and abs(T.average_views(views, w.blend.ensemble_weights).probs.sum(1)-1).max() < 1e-5
-    assert T.compare_preds(views['plain'], T.average_views(views, w.blend.ensemble_weights)).n == 9
+    w = T.fit_view_weights(views, split=3).blend.ensemble_weights
+    averaged = T.average_views(views, w)
+    assert set(w) == set(views) and T.fit_view_weights(views, split=3).recommended == 'equal'
+    assert abs(averaged.probs.sum(1)-1).max() < 1e-5 and compare_preds(views['plain'], averaged).n == 9
 
 def views_of(n, spoil=True, seed=0):
     "Three views as good as each other but for the last"
@@ -222,8 +224,8 @@ def test_weights_pay_where_a_view_is_bad_and_not_where_all_are_alike():
 def test_given_ids_win_and_strings_in_a_batch_are_ids():
     x = torch.rand(3, 3, 8, 8)
     batches = [(x, ['cat', 'dog', 'cow'])]
-    assert list(T.predict_views(Net(), batches, vocab=cats, progress=False)['plain'].ids) == ['cat', 'dog', 'cow']
-    assert list(T.predict_views(Net(), batches, vocab=cats, ids=['1', '2', '3'], progress=False)['plain'].ids) == ['1', '2', '3']
+    assert list(go(Net(), batches, ['plain'], vocab=cats)['plain'].ids) == ['cat', 'dog', 'cow']
+    assert list(go(Net(), batches, ['plain'], vocab=cats, ids=['1', '2', '3'])['plain'].ids) == ['1', '2', '3']
 
 def test_views_on_their_side_need_squares():
     wide = torch.rand(1, 3, 8, 16)
