@@ -9,7 +9,7 @@ __all__ = ['VIEWS', 'COLOURS', 'MIN_AREA', 'DEFAULT_VIEWS', 'view_matrix', 'view
 # %% ../../nbs/classify/21_tta.ipynb #d9b3ab17
 import math
 import re
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from zlib import crc32
@@ -104,7 +104,7 @@ DEFAULT_VIEWS = dict(
     photos=['plain', 'hflip', 'random1', 'hflip+random2', 'random3'],
     symbols=['plain', 'random1', 'random2', 'random3', 'random4'],
     above=['plain', 'hflip', 'vflip', 'rot90', 'rot180', 'rot270', 'transpose', 'transverse'])
-DEFAULT_VIEWS |= {True: DEFAULT_VIEWS['photos'], False: DEFAULT_VIEWS['symbols']} # flip=True, flip=False
+DEFAULT_VIEWS |= {True: DEFAULT_VIEWS['photos'], False: DEFAULT_VIEWS['symbols']} # by flip
 
 _TURNED = ('rot90', 'rot270', 'transpose', 'transverse') # an image on its side
 
@@ -161,7 +161,7 @@ def _halve(x):
 # %% ../../nbs/classify/21_tta.ipynb #0d48a524
 def _resample(mips, m, scale, size):
     "(B,C,h,w) bilinear view through matrices (B or 1,3,3); the border is reflected"
-    step = scale*min(a/b for a, b in zip(mips.levels[0].shape[-2:], size)) # pixels of the image a pixel
+    step = scale*min(a/b for a, b in zip(mips.levels[0].shape[-2:], size)) # in pixels of the image
     x = mips.level(max(0, math.floor(math.log2(step)+1e-6)))
     theta = np.broadcast_to(m[:, :2], (len(x), 2, 3)).astype(np.float32)
     grid = F.affine_grid(torch.from_numpy(theta).to(x), [*x.shape[:2], *size], align_corners=False)
@@ -182,7 +182,7 @@ def _apply_colours(name, x, stats):
     "The colour changes in a view's name, on values in [0,1] or normalised with `stats`"
     changes = [COLOURS[p] for p in name.split('+') if p in COLOURS]
     if not changes: return x
-    mean, std = (torch.tensor(o, dtype=x.dtype, device=x.device).view(-1, 1, 1) for o in stats or ([0.], [1.]))
+    mean, std = (torch.tensor(o).to(x).view(-1, 1, 1) for o in stats or ([0.], [1.]))
     x = x*std + mean
     for change in changes: x = change(x)
     return (x-mean)/std
@@ -268,15 +268,17 @@ def _name_outputs(out, vocab):
     if torch.is_tensor(out): out = out.unbind(1) if out.ndim == 2 else [out]
     if not isinstance(out, dict):
         if len(out) != len(vocab):
-            raise SettingsError(f'the model returns {len(out)} outputs, vocab names {list(vocab)}.', 'name each, in order.')
+            raise SettingsError(f'the model returns {len(out)} outputs, vocab names {list(vocab)}.',
+                                'name each, in order.')
         out = dict(zip(vocab, out))
     if missing := [k for k in vocab if k not in out]:
-        raise SettingsError(f'the model returns {list(out)}; vocab names {missing} too.', 'leave those out of vocab.')
+        raise SettingsError(f'the model returns {list(out)}; vocab names {missing} too.',
+                            'leave those out of vocab.')
     return {k: out[k] for k in vocab}
 
 # %% ../../nbs/classify/21_tta.ipynb #4ad5951a
 def head_probs(
-    out,      # what the model returned: a tensor, a dict or tuple of tensors, or an object with `.logits`
+    out,      # what the model returned: a tensor, a dict or tuple of tensors, or one with `.logits`
     vocab,    # names of the classes, or {output: names}
     act=None  # activation of a single output; None for softmax
 )->dict:      # output → (B,C) probabilities; a single output is called None
@@ -295,17 +297,17 @@ class ModelSpec:
     "A model, and what can't be read from it"
     model:nn.Module       # or a Learner with outputs that its `dls.vocab` doesn't name
     vocab:list|dict=None  # names of the classes, or {output: names}; None for a Learner's own
-    ids:list=None         # (N,) of a dataloader's images, in its order; None for those in its batches, else '0', '1', …
-    size:int|tuple=None   # of the views, pixels, where a dataloader gives larger images; None for theirs
-    stats:tuple=None      # (mean, std) that a dataloader's images are normalised with; None for values in [0,1]
+    ids:list=None         # (N,) of the images in a dataloader; None for those in its batches, or numbers
+    size:int|tuple=None   # pixels of the views, where a dataloader's images are larger
+    stats:tuple=None      # (mean, std) a dataloader's images are normalised with; None for [0,1]
 
     def __post_init__(self):
         if not isinstance(self.model, (nn.Module, Learner)):
             raise SettingsError(f'a {type(self.model).__name__} is no model and no Learner.',
                                 'pass an nn.Module, or a Learner such as `train(…).learn`.')
-        heads = self.vocab.values() if isinstance(self.vocab, dict) else [self.vocab]
-        for names in heads:
-            if names is not None and (isinstance(names, str) or len(set(names)) < max(2, len(names))):
+        if self.vocab is None: return
+        for names in self.vocab.values() if isinstance(self.vocab, dict) else [self.vocab]:
+            if isinstance(names, str) or len(set(names)) < max(2, len(names)):
                 raise SettingsError(f'vocab must list two names or more, each once, got {names!r}.',
                                     "write it like ['cat', 'dog'].")
 
@@ -318,7 +320,8 @@ def _list_images(images):
     files = [images] if isinstance(images, (str, Path)) else images
     listed = isinstance(files, (list, tuple, L, pd.Series, np.ndarray))
     if not listed or not all(isinstance(f, (str, Path)) for f in files):
-        raise DataError(f'a {type(images).__name__} names no files.', 'pass a table, a folder or a list of paths; '
+        raise DataError(f'a {type(images).__name__} names no files.',
+                        'pass a table, a folder or a list of paths; '
                         'a dataloader goes with `ModelSpec(learn.model, learn.dls.vocab)`.')
     return pd.DataFrame(dict(id=[str(f) for f in files], path=[str(f) for f in files]))
 
@@ -349,7 +352,7 @@ def image_table(
     paths = [p if p.is_file() else Path(root)/p for p in paths]
     if missing := [p for p in paths if not p.is_file()]:
         raise DataError(f'{len(missing)} of {len(paths)} files do not exist, such as {missing[0]}.',
-                        f'give absolute paths, or paths from here or from {root}.')
+                        f'give absolute paths; relative ones start in the current folder or in {str(root)!r}.')
     return table.assign(id=table.id.astype(str), path=[str(p) for p in paths])
 
 # %% ../../nbs/classify/21_tta.ipynb #c163efdb
@@ -362,7 +365,8 @@ def _check_learner(spec):
     targets = [tl.types[-1].__name__ for tl in ds.tls[1:]]
     if spec.vocab is None and (len(targets) != 1 or getattr(spec.model.dls, 'vocab', None) is None):
         raise SettingsError(
-            f'TTA averages probabilities of classes, and this Learner predicts {" and ".join(targets)}.',
+            'TTA averages probabilities of one set of classes; '
+            f'the targets of this Learner are {" and ".join(targets)}.',
             'use `learn.get_preds(dl=learn.dls.test_dl(paths))`; '
             'if its outputs are classes, pass `ModelSpec(learn, vocab)`.')
     if any(o is not None for o in (spec.ids, spec.size, spec.stats)):
@@ -377,10 +381,11 @@ def _is_multi_label(learn):
 def _test_items(dls, table):
     "What `test_dl` takes: paths; or rows, where the Learner's `get_x` opens the images itself"
     tl, paths = dls.valid_ds.tls[0], table.path.tolist()
-    stage = next((i for i, t in enumerate(tl.types) if isinstance('', t) or isinstance(Path(), t)), None)
-    if stage is None:
+    takes_path = [isinstance('', t) or isinstance(Path(), t) for t in tl.types]
+    if not any(takes_path):
         raise SettingsError('the Learner does not read image files.',
                             'pass `ModelSpec(learn.model, learn.dls.vocab)` and a dataloader.')
+    stage = takes_path.index(True)
     if stage and len(tl.items):
         found = Pipeline(tl.tfms.fs[:stage])(get_first(tl.items))
         if not isinstance(found, (str, Path)): return table
@@ -389,7 +394,7 @@ def _test_items(dls, table):
 # %% ../../nbs/classify/21_tta.ipynb #3d1fb333
 class _LearnerReader:
     "The images of a table, as a Learner sees them at validation"
-    stats = None # views come before the Learner normalises
+    stats, in_unit_range = None, False # views come before the Learner normalises; no need to check
     def __init__(self, spec, images, bs=None, num_workers=None):
         _check_learner(spec)
         learn = self.learn = spec.model
@@ -428,7 +433,9 @@ def look(self:_LearnerReader, x):
     return x, _apply_geometry(self.geometry, x), self.frames[size]
 
 @patch
-def finish(self:_LearnerReader, view): return _apply_tfms(self.after, view)
+def finish(self:_LearnerReader, view):
+    "What the Learner does to a view before its model sees it, such as normalising"
+    return _apply_tfms(self.after, view)
 
 @patch
 def run(self:_LearnerReader, view):
@@ -458,7 +465,8 @@ def _keeps_order(dl):
     "Whether a dataloader keeps the order of its data set, as far as one can know"
     if not isinstance(dl, DataLoader): return True
     if isinstance(dl.dataset, IterableDataset): return dl.num_workers < 2
-    return isinstance(dl.sampler, SequentialSampler) and type(dl.batch_sampler) in (BatchSampler, type(None))
+    plain = type(dl.batch_sampler) in (BatchSampler, type(None))
+    return plain and isinstance(dl.sampler, SequentialSampler)
 
 # %% ../../nbs/classify/21_tta.ipynb #db19688d
 class _ModelReader:
@@ -472,6 +480,7 @@ class _ModelReader:
             raise DataError(f'a plain model takes a dataloader, got a {type(dl).__name__}.',
                             'pass a PyTorch DataLoader, or a Learner with this table.')
         self.model, self.vocab, self.stats, self.dl = spec.model, spec.vocab, spec.stats, dl
+        self.in_unit_range = spec.stats is None
         self.size = None if spec.size is None else parse_size(spec.size)
         self.ids = None if spec.ids is None else [str(i) for i in spec.ids]
         if self.ids and len(set(self.ids)) < len(self.ids):
@@ -498,7 +507,8 @@ def __iter__(self:_ModelReader):
                             'set shuffle=False, or put ids into the batches and leave out ids=.')
         if self.ids is not None: ids = self.ids[n_done:n_done+len(x)]
         elif not ids: ids = [str(n_done+i) for i in range(len(x))]
-        if len(ids) != len(x): raise DataError(f'there are fewer ids ({len(self.ids or ids)}) than images.', fix)
+        if len(ids) != len(x):
+            raise DataError(f'there are fewer ids ({len(self.ids or ids)}) than images.', fix)
         n_done += len(x)
         yield ids, x.to(self.device)
     if self.ids is not None and n_done != len(self.ids):
@@ -527,6 +537,12 @@ def _output_vocab(reader, out):
     return {label: ['no', 'yes'] for label in vocab} if columns else vocab
 
 # %% ../../nbs/classify/21_tta.ipynb #16c7bb6d
+def _open_reader(learn, images, bs, num_workers):
+    "The reader for a Learner or for a plain model"
+    spec = learn if isinstance(learn, ModelSpec) else ModelSpec(learn)
+    if isinstance(spec.model, Learner): return _LearnerReader(spec, images, bs, num_workers)
+    return _ModelReader(spec, images)
+
 @contextmanager
 def _evaluating(model):
     "The model in evaluation mode; afterwards each part is as it was"
@@ -540,37 +556,44 @@ def _evaluating(model):
 def _check_range(x, views):
     "Colours change in [0,1], so values that go further must be normalised"
     changed = [v for v in views if any(p in COLOURS for p in v.split('+'))]
+    if not changed: return
     low, high = float(x.min()), float(x.max())
-    if changed and (low < -.01 or high > 1.01):
+    if low < -.01 or high > 1.01:
         raise DataError(
             f'views {changed} change colours of values in [0,1]; these go from {low:.2f} to {high:.2f}.',
             'pass stats=(mean, std) to ModelSpec if they are normalised, or leave those views out.')
 
 def _check_finite(p, ids):
-    bad = ~p.isfinite().all(1)
-    if bad.any():
-        raise DataError(f'the model returns NaN or infinity on {ids[int(bad.nonzero()[0])]}.', 'did its loss turn NaN?')
+    bad = [i for i, ok in zip(ids, p.isfinite().all(1).tolist()) if not ok]
+    if bad: raise DataError(f'the model returns NaN or infinity on {bad[0]}.', 'did its loss turn NaN?')
+
+def _as_preds(ids, probs, vocab, name):
+    "{output: {view: Preds}} of lists of batches; {view: Preds} of a single output"
+    result = {}
+    for output, by_view in probs.items():
+        classes = vocab if output is None else vocab[output]
+        preds = [Preds(ids, classes, np.concatenate(p), name=name) for p in by_view.values()]
+        result[output] = dict(zip(by_view, preds))
+    return result.get(None, result)
 
 # %% ../../nbs/classify/21_tta.ipynb #5bdfa7ed
 def predict_views(
     learn,            # a fastai Learner, or a `ModelSpec` of a Learner or any model
-    images,           # with a Learner: see `image_table`; with a plain model: a PyTorch dataloader
+    images,           # table with columns id and path, folder or list of files; a model's dataloader
     views=('plain',), # names, or a kind of images, see `check_views`
     seed:int=42,      # of the random crops
     bs:int=None,      # images in a batch of a Learner; None for its own
     name:str='',      # of the predictions
     num_workers:int=None, # processes that decode for a Learner; None for as many as it has
     progress:bool=True    # whether to show a bar
-)->dict:              # name of the view → `Preds`; for several outputs: output → name of the view → `Preds`
+)->dict:              # view → `Preds`; for several outputs: output → view → `Preds`
     "Predict every image in every view, each image decoded once"
     views = check_views(views)
-    spec = learn if isinstance(learn, ModelSpec) else ModelSpec(learn)
-    of_learner = isinstance(spec.model, Learner)
-    reader = _LearnerReader(spec, images, bs, num_workers) if of_learner else _ModelReader(spec, images)
+    reader = _open_reader(learn, images, bs, num_workers)
     ids, probs = [], {}
     with _evaluating(reader.model):
         for own, x in tqdm(reader, desc=name or 'predict', disable=not progress, leave=False):
-            if not of_learner and not reader.stats: _check_range(x, views)
+            if reader.in_unit_range: _check_range(x, views)
             for view, out in _view_outputs(reader, own, x, views, seed):
                 vocab = _output_vocab(reader, out)
                 for output, p in head_probs(out, vocab, reader.act).items():
@@ -578,12 +601,7 @@ def predict_views(
                     probs.setdefault(output, {}).setdefault(view, []).append(p.cpu().numpy())
             ids += own
     if not ids: raise DataError('there are no images to predict.', 'the dataloader is empty.')
-    result = {}
-    for output, by_view in probs.items():
-        classes = vocab if output is None else vocab[output]
-        preds = [Preds(ids, classes, np.concatenate(p), name=name) for p in by_view.values()]
-        result[output] = dict(zip(by_view, preds))
-    return result.get(None, result)
+    return _as_preds(ids, probs, vocab, name)
 
 # %% ../../nbs/classify/21_tta.ipynb #b29ee092
 def _check_one_output(by_view):
@@ -604,17 +622,17 @@ def average_views(
 
 @delegates(predict_views)
 def tta(
-    learn,      # as for `predict_views`
-    images,     # as for `predict_views`
+    learn,      # a fastai Learner, or a `ModelSpec` of a Learner or any model
+    images,     # table with columns id and path, folder or list of files; a model's dataloader
     views=None, # names; None for those that suit the images
-    flip=True,  # whether a mirror image means the same, or a kind of images: 'photos', 'symbols', 'above'
+    flip=True,  # whether a mirror image means the same; or 'photos', 'symbols', 'above'
     **kwargs
 )->Preds|dict:  # a dict {output: Preds} where there are several outputs
     "Test-time augmentation: the average over `views`, by default those of `DEFAULT_VIEWS[flip]`"
-    if flip not in DEFAULT_VIEWS: check_name(flip, [k for k in DEFAULT_VIEWS if isinstance(k, str)], 'kind of images')
+    if flip not in DEFAULT_VIEWS: check_name(flip, ['photos', 'symbols', 'above'], 'kind of images')
     by_view = predict_views(learn, images, DEFAULT_VIEWS[flip] if views is None else views, **kwargs)
     if all(isinstance(p, Preds) for p in by_view.values()): return average_views(by_view)
-    return {output: average_views(views) for output, views in by_view.items()}
+    return {output: average_views(of_output) for output, of_output in by_view.items()}
 
 # %% ../../nbs/classify/21_tta.ipynb #0c4f8fdc
 @delegates(compare_blends)
