@@ -514,6 +514,12 @@ def __iter__(self:_ModelReader):
     if self.ids is not None and n_done != len(self.ids):
         raise DataError(f'{n_done} images came for {len(self.ids)} ids.', fix)
 
+def _open_reader(learn, images, bs, num_workers):
+    "The reader for a Learner or for a plain model"
+    spec = learn if isinstance(learn, ModelSpec) else ModelSpec(learn)
+    if isinstance(spec.model, Learner): return _LearnerReader(spec, images, bs, num_workers)
+    return _ModelReader(spec, images)
+
 # %% ../../nbs/classify/21_tta.ipynb #86984ab9
 def _view_outputs(reader, ids, x, views, seed):
     "(view, model's output) of a batch, view by view"
@@ -537,12 +543,6 @@ def _output_vocab(reader, out):
     return {label: ['no', 'yes'] for label in vocab} if columns else vocab
 
 # %% ../../nbs/classify/21_tta.ipynb #16c7bb6d
-def _open_reader(learn, images, bs, num_workers):
-    "The reader for a Learner or for a plain model"
-    spec = learn if isinstance(learn, ModelSpec) else ModelSpec(learn)
-    if isinstance(spec.model, Learner): return _LearnerReader(spec, images, bs, num_workers)
-    return _ModelReader(spec, images)
-
 @contextmanager
 def _evaluating(model):
     "The model in evaluation mode; afterwards each part is as it was"
