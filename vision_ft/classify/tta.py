@@ -372,12 +372,6 @@ def _check_learner(spec):
     if any(o is not None for o in (spec.ids, spec.size, spec.stats)):
         raise SettingsError('ids, size and stats belong to a dataloader, not to a Learner.', 'leave them out.')
 
-def _is_multi_label(learn):
-    "Whether every column is a label of its own"
-    tfms = [t for tl in learn.dls.valid_ds.tls[1:] for t in tl.tfms.fs]
-    return (isinstance(learn.loss_func, (BCEWithLogitsLossFlat, nn.BCEWithLogitsLoss))
-            or any(isinstance(t, (MultiCategorize, EncodedMultiCategorize)) for t in tfms))
-
 def _test_items(dls, table):
     "What `test_dl` takes: paths; or rows, where the Learner's `get_x` opens the images itself"
     tl, paths = dls.valid_ds.tls[0], table.path.tolist()
@@ -411,6 +405,12 @@ class _LearnerReader:
         self.act = None if self.multi_label else getattr(learn.loss_func, 'activation', None)
 
     def __len__(self): return len(self.dl)
+
+def _is_multi_label(learn):
+    "Whether every column is a label of its own"
+    tfms = [t for tl in learn.dls.valid_ds.tls[1:] for t in tl.tfms.fs]
+    return (isinstance(learn.loss_func, (BCEWithLogitsLossFlat, nn.BCEWithLogitsLoss))
+            or any(isinstance(t, (MultiCategorize, EncodedMultiCategorize)) for t in tfms))
 
 # %% ../../nbs/classify/21_tta.ipynb #b4db904b
 @patch
