@@ -1,16 +1,26 @@
 "Views, and their predictions from Learners and from plain models"
+from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
+from fastai.data.load import DataLoader as FastaiDataLoader
+from fastai.vision.all import (BCEWithLogitsLossFlat, CategoryBlock, ColReader, CrossEntropyLossFlat, DataBlock, DataLoaders, ImageBlock,
+                               ImageDataLoaders, Learner, MSELossFlat, MultiCategoryBlock, PILImage, PointBlock, RegressionBlock, Resize, load_learner)
+from fasttransform import Pipeline
 from hypothesis import given, strategies as st
+from PIL import Image
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from vision_ft.classify import tta as T
-from vision_ft.core import Preds
+from vision_ft.core import DataError, Preds, SettingsError
+from vision_ft.data.tables import drop_unreadable
 from vision_ft.samples import digits
+from vision_ft.stats import compare_preds
 
 # --- views
 
-flips = dict(plain=lambda x: x, hflip=lambda x: x.flip(-1), vflip=lambda x: x.flip(-2), rot180=lambda x: x.flip((-1, -2)), rot90=lambda x: x.rot90(1, (-2, -1)),
-             rot270=lambda x: x.rot90(3, (-2, -1)), transpose=lambda x: x.transpose(-1, -2), transverse=lambda x: x.rot90(2, (-2, -1)).transpose(-1, -2))
+flips = dict(
+    plain=lambda x: x, hflip=lambda x: x.flip(-1), vflip=lambda x: x.flip(-2), rot180=lambda x: x.flip((-1, -2)),
+    rot90=lambda x: x.rot90(1, (-2, -1)), rot270=lambda x: x.rot90(3, (-2, -1)), transpose=lambda x: x.transpose(-1, -2),
+    transverse=lambda x: x.rot90(2, (-2, -1)).transpose(-1, -2))
 photo = lambda b=2, h=48, w=48: torch.rand(b, 3, h, w, generator=torch.Generator().manual_seed(0))
 at = lambda v, x, **kw: T.apply_view(v, x, [f'{i}.jpg' for i in range(len(x))], **kw)
 
@@ -18,7 +28,7 @@ at = lambda v, x, **kw: T.apply_view(v, x, [f'{i}.jpg' for i in range(len(x))], 
 def test_symmetries_are_what_torch_says(v):
     x = photo()
     assert torch.equal(at(v, x), flips[v](x))
-    torch.testing.assert_close(T._sample([x], T.view_matrix(v, ['a'])[0], 1., (48, 48)), flips[v](x), atol=1e-4, rtol=0)
+    torch.testing.assert_close(T._resample(T.MipMap(x), T.view_matrix(v, ['a']), 1., (48, 48)), flips[v](x), atol=1e-4, rtol=0)
 
 @given(st.lists(st.sampled_from(list(flips)), min_size=1, max_size=4))
 def test_names_compose_from_left_to_right(parts):
@@ -39,13 +49,13 @@ def test_corners_look_at_their_corners():
         assert np.sign(round(float(o[0].mean()), 2)) == sx and np.sign(round(float(o[1].mean()), 2)) == sy
 
 def test_random_crops_depend_on_seed_number_and_id_only():
-    x = photo(1).expand(4, -1, -1, -1); ids = ['a', 'b', 'c', 'd']
+    x, ids = photo(1).expand(4, -1, -1, -1), ['a', 'b', 'c', 'd']
     a = T.apply_view('random1', x, ids)
     assert torch.equal(T.apply_view('random1', x[:2], ['d', 'a']), a[[3, 0]])
     assert len({o.numpy().tobytes() for o in a}) == 4
     assert not torch.equal(T.apply_view('random2', x, ids), a) and not torch.equal(T.apply_view('random1', x, ids, seed=1), a)
-    m, share = T.view_matrix('random1', [str(i) for i in range(2000)])
-    assert m[:, 0, 0].min() >= share and m[:, 0, 0].max() <= 1 and (abs(m[:, :2, 2]).max(1) <= 1-m[:, 0, 0]+1e-12).all() # inside the image
+    m = T.view_matrix('random1', [str(i) for i in range(2000)])
+    assert m[:, 0, 0].min() >= T.view_scale('random1') and m[:, 0, 0].max() <= 1 and (abs(m[:, :2, 2]).max(1) <= 1-m[:, 0, 0]+1e-12).all() # inside the image
     assert abs((m[:, 0, 0]**2).mean()-.875) < .01
 
 @pytest.mark.parametrize('v', ['random1', 'crop', 'hflip+random2', 'zoom1.3'])
@@ -111,10 +121,10 @@ def test_views_look_where_the_plain_one_looks(trained):
     dl = learn.dls.test_dl(table)
     before, geo, after = T._split_tfms(list(dl.after_batch.fs))
     ramp = torch.stack(torch.meshgrid(torch.linspace(0, 1, 48), torch.linspace(0, 1, 40), indexing='ij'))[[0, 1, 0]][None].repeat(2, 1, 1, 1)
-    plain = T._run_geo(geo, ramp)
+    plain = T._apply_geometry(geo, ramp)
     assert plain.shape[-2:] == (32, 64)
-    frame = T._frame(lambda o: T._run_geo(geo, o), (48, 40))
-    sampled = T._sample([ramp], frame[None], 1., plain.shape[-2:])
+    frame = T._measure_frame(lambda o: T._apply_geometry(geo, o), (48, 40))
+    sampled = T._resample(T.MipMap(ramp), frame[None], 1., plain.shape[-2:])
     assert (sampled-plain)[..., 2:-2, 2:-2].abs().max() < .01
     assert frame[1, 1] < .9 < frame[0, 0]
 
@@ -141,7 +151,8 @@ class Net(nn.Module):
     def forward(self, x): return self.out(self.lin(nn.functional.adaptive_avg_pool2d(x, 2).flatten(1)*5))
 
 pics = [photo(1)[0]*i/9 for i in range(1, 10)]
-go = lambda model, dl=None, views=('plain', 'hflip', 'random1'), **kw: T.predict_views(model, dl or DataLoader(pics, batch_size=4), views, progress=False, **kw)
+def go(model, dl=None, views=('plain', 'hflip', 'random1'), **kw):
+    return T.predict_views(T.ModelSpec(model, **kw), DataLoader(pics, batch_size=4) if dl is None else dl, views, progress=False)
 cats = ['a', 'b', 'c']
 
 @pytest.mark.parametrize('data', [pics, [(o, 1) for o in pics], [dict(y=1, pixel_values=o) for o in pics]])
@@ -168,7 +179,7 @@ def test_binary_multi_output_and_multi_label():
         for v in d[o]: assert np.array_equal(d[o][v].probs, t[o][v].probs)
     labels = go(Net(3), vocab={c: ['no', 'yes'] for c in cats})
     with torch.no_grad(): np.testing.assert_allclose(np.stack([labels[c]['plain'].probs[:, 1] for c in cats], 1), Net(3)(torch.stack(pics)).sigmoid(), atol=1e-6)
-    assert set(T.tta(Net(3), DataLoader(pics), vocab={c: ['no', 'yes'] for c in cats}, progress=False)) == set(cats)
+    assert set(T.tta(T.ModelSpec(Net(3), {c: ['no', 'yes'] for c in cats}), DataLoader(pics), progress=False)) == set(cats)
 
 def test_size_and_stats():
     seen = []
@@ -197,15 +208,13 @@ def test_averages_by_name_not_by_position():
     for w, says in ((dict(a=-1), '≥ 0'), (dict(a=0, b=0), 'not all 0'), (dict(a=float('nan')), 'finite'), (dict(c=1), "view 'c'")):
         with pytest.raises(ValueError, match=says): T.average_views(dict(a=a, b=b), w)
 
-def test_verdict_of_views():
-    "The names of chapter 07 are here as well, and take what predict_views returns"
-    from vision_ft import verdict
+def test_fitted_view_weights():
     truth = {str(i): 'abc'[i%3] for i in range(9)}
     views = {v: p.with_targets(truth) for v, p in go(Net(), vocab=cats).items()}
-    for k in ('compare_preds', 'mcnemar', 'paired_interval', 'Verdict', 'Bounds'): assert getattr(T, k) is getattr(verdict, k)
-    w = T.fit_view_weights(views, split=3)
-    assert set(w.blend.ensemble_weights) == set(views) and w.recommended == 'equal' and abs(T.average_views(views, w.blend.ensemble_weights).probs.sum(1)-1).max() < 1e-5
-    assert T.compare_preds(views['plain'], T.average_views(views, w.blend.ensemble_weights)).n == 9
+    w = T.fit_view_weights(views, split=3).blend.ensemble_weights
+    averaged = T.average_views(views, w)
+    assert set(w) == set(views) and T.fit_view_weights(views, split=3).recommended == 'equal'
+    assert abs(averaged.probs.sum(1)-1).max() < 1e-5 and compare_preds(views['plain'], averaged).n == 9
 
 def views_of(n, spoil=True, seed=0):
     "Three views as good as each other but for the last"
@@ -222,8 +231,8 @@ def test_weights_pay_where_a_view_is_bad_and_not_where_all_are_alike():
 def test_given_ids_win_and_strings_in_a_batch_are_ids():
     x = torch.rand(3, 3, 8, 8)
     batches = [(x, ['cat', 'dog', 'cow'])]
-    assert list(T.predict_views(Net(), batches, vocab=cats, progress=False)['plain'].ids) == ['cat', 'dog', 'cow']
-    assert list(T.predict_views(Net(), batches, vocab=cats, ids=['1', '2', '3'], progress=False)['plain'].ids) == ['1', '2', '3']
+    assert list(go(Net(), batches, ['plain'], vocab=cats)['plain'].ids) == ['cat', 'dog', 'cow']
+    assert list(go(Net(), batches, ['plain'], vocab=cats, ids=['1', '2', '3'])['plain'].ids) == ['1', '2', '3']
 
 def test_views_on_their_side_need_squares():
     wide = torch.rand(1, 3, 8, 16)
@@ -232,3 +241,141 @@ def test_views_on_their_side_need_squares():
     assert T.apply_view('rot90+rot90', wide, ['a']).shape == wide.shape
     assert T.check_views('above', (64, 64)) and T.check_views('photos', (320, 224))
     with pytest.raises(ValueError, match="view 'random01' does not exist"): T.check_views('random01')
+
+# --- Learners of fastai's own factories
+
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory):
+    "Class folders, and the tables that fastai reads: (folder, Series of paths, table of chapter 10, DataFrame fname label)"
+    from PIL import Image
+    from vision_ft.data.tables import read_folder
+    root = tmp_path_factory.mktemp('photos')
+    rng = np.random.default_rng(0)
+    for c in 'abc':
+        (root/'train'/c).mkdir(parents=True)
+        for i in range(5):
+            Image.fromarray(rng.integers(256, size=(40, 36, 3), dtype=np.uint8)).save(root/'train'/c/f'{c}{i}.png')
+    table = read_folder(root/'train')
+    rows = pd.DataFrame(dict(fname=['train/'+o for o in table.id], label=table.label))
+    rows.to_csv(root/'labels.csv', index=False)
+    return root, [Path(p) for p in table.path], table, rows
+
+def parent(o): return Path(o).parent.name
+def below(root): return lambda row: root/row.fname
+def first_half(root): return lambda row: PILImage.create(root/row.fname).crop((0, 0, 18, 40))
+def y_range(row): return float(ord(row.label))
+def two_points(row): return [[1., 2.], [3., 4.]]
+
+items = dict(item_tfms=Resize(32), bs=4, num_workers=0)
+def block(photos, target=CategoryBlock, **kw):
+    kw = {**dict(get_x=below(photos[0]), get_y=ColReader('label'), item_tfms=Resize(32)), **kw}
+    return DataBlock((ImageBlock, target), **kw).dataloaders(photos[3], bs=4, num_workers=0, path=photos[0])
+
+FACTORIES = dict(
+    from_folder=lambda r, files, t, rows: ImageDataLoaders.from_folder(r/'train', valid_pct=.3, **items),
+    from_name_func=lambda r, files, t, rows: ImageDataLoaders.from_name_func(r, files, lambda o: o[0], **items),
+    from_path_func=lambda r, files, t, rows: ImageDataLoaders.from_path_func(r, [str(f) for f in files], parent, **items),
+    from_name_re=lambda r, files, t, rows: ImageDataLoaders.from_name_re(r, files, '^(.)', **items),
+    from_df=lambda r, files, t, rows: ImageDataLoaders.from_df(rows, r, **items),
+    from_csv=lambda r, files, t, rows: ImageDataLoaders.from_csv(r, **items),
+    from_lists=lambda r, files, t, rows: ImageDataLoaders.from_lists(r, files, t.label.tolist(), **items),
+    get_x=lambda *o: block(o), vocab=lambda *o: block(o, CategoryBlock(vocab=['c', 'b', 'a'])))
+
+def learner(dls, n=3, loss=None): return Learner(dls, Net(n), loss_func=loss or CrossEntropyLossFlat())
+
+@pytest.mark.parametrize('factory', FACTORIES)
+def test_learners_of_factories(photos, factory, tmp_path):
+    root, files, table, rows = photos
+    learn = learner(FACTORIES[factory](*photos))
+    with learn.no_bar(): want = learn.get_preds(dl=learn.dls.test_dl(files))[0].numpy()
+    views = T.predict_views(learn, table, ['plain', 'hflip'], progress=False)
+    assert np.array_equal(views['plain'].probs, want) and list(views['plain'].vocab) == list(learn.dls.vocab)
+    assert list(views['plain'].ids) == table.id.tolist() and not np.array_equal(views['hflip'].probs, want)
+    relative = table.assign(path=rows.fname if learn.dls.path == root else table.id)
+    for images in (relative, files, [str(f) for f in files], root/'train', str(root/'train')):
+        assert np.array_equal(T.predict_views(learn, images, progress=False)['plain'].probs, want)
+    assert np.array_equal(T.predict_views(learn, files[0], progress=False)['plain'].probs, want[:1])
+
+@pytest.mark.parametrize('factory', ['from_folder', 'from_df', 'from_lists'])
+def test_exported_and_loaded(photos, factory, tmp_path):
+    learn = learner(FACTORIES[factory](*photos))
+    before = T.tta(learn, photos[2], progress=False)
+    learn.export(tmp_path/'learn.pkl')
+    assert np.array_equal(T.tta(load_learner(tmp_path/'learn.pkl'), photos[2], progress=False).probs, before.probs)
+
+def test_a_learner_that_cuts_its_images_itself_reads_rows(photos):
+    root, files, table, rows = photos
+    learn = learner(block(photos, get_x=first_half(root)))
+    with learn.no_bar(): want = learn.get_preds(dl=learn.dls.test_dl(rows))[0].numpy()
+    got = T.predict_views(learn, table.assign(fname=rows.fname), progress=False)['plain'].probs
+    assert np.array_equal(got, want) and not np.array_equal(got, T.predict_views(learner(block(photos)), table, progress=False)['plain'].probs)
+
+def test_multi_label_learner(photos):
+    dls = block(photos, MultiCategoryBlock, get_y=lambda row: [row.label])
+    learn = learner(dls, loss=BCEWithLogitsLossFlat())
+    with learn.no_bar(): want = learn.get_preds(dl=dls.test_dl(photos[1]))[0].numpy()
+    labels = T.predict_views(learn, photos[2], progress=False)
+    assert list(labels) == ['a', 'b', 'c']
+    np.testing.assert_allclose(np.stack([labels[c]['plain'].probs[:, 1] for c in 'abc'], 1), want, atol=1e-6)
+
+def no_reading(monkeypatch):
+    def refuse(*args, **kwargs): raise AssertionError('an image was opened')
+    monkeypatch.setattr(Image, 'open', refuse)
+
+@pytest.mark.parametrize('target,get_y', [(RegressionBlock, y_range), (PointBlock, two_points)])
+def test_numbers_and_points_are_refused_before_reading(photos, target, get_y, monkeypatch):
+    learn = learner(block(photos, target, get_y=get_y), loss=MSELossFlat())
+    with learn.no_bar(): assert len(learn.get_preds(dl=learn.dls.test_dl(photos[1]))[0]) == 15 # the fix works
+    no_reading(monkeypatch)
+    for f in (T.predict_views, T.tta):
+        with pytest.raises(SettingsError, match='averages probabilities of .*classes(.|\n)*Fix: use `learn.get_preds'): f(learn, photos[2])
+
+def test_two_targets_need_their_names(photos):
+    dls = DataBlock((ImageBlock, CategoryBlock, CategoryBlock), n_inp=1, get_x=below(photos[0]), item_tfms=Resize(32),
+                    get_y=[ColReader('label'), ColReader('fname')]).dataloaders(photos[3], bs=4, num_workers=0)
+    learn = Learner(dls, Net(5, lambda z: (z[:, :3], z[:, 3:])), loss_func=CrossEntropyLossFlat())
+    with pytest.raises(SettingsError, match='ModelSpec'): T.tta(learn, photos[2])
+    both = T.tta(T.ModelSpec(learn, dict(label=cats, half=['no', 'yes'])), photos[2], progress=False)
+    assert set(both) == {'label', 'half'} and len(both['half']) == 15
+
+def test_learners_that_read_no_single_image(photos):
+    pair = DataBlock((ImageBlock, ImageBlock, CategoryBlock), n_inp=2, get_x=[below(photos[0])]*2, get_y=ColReader('label'),
+                     item_tfms=Resize(32)).dataloaders(photos[3], bs=4, num_workers=0)
+    loaders = DataLoaders(*(FastaiDataLoader([(o, 0) for o in pics], bs=4) for _ in range(2)))
+    for dls in (pair, loaders):
+        with pytest.raises(SettingsError, match='one image an item(.|\n)*ModelSpec'): T.tta(learner(dls), photos[2])
+    learn = learner(block(photos))
+    for dl in learn.dls.loaders: dl.after_batch = Pipeline([])
+    with pytest.raises(SettingsError, match='IntToFloatTensor(.|\n)*ModelSpec'): T.tta(learn, photos[2])
+
+@pytest.mark.parametrize('change,says', [
+    (lambda t: t.drop(columns='path'), 'no column path'), (lambda t: t[['label']], 'no column id and no path'), (lambda t: t[:0], 'no images'),
+    (lambda t: pd.concat([t, t]), '15 ids come more than once'), (lambda t: t.assign(path='nowhere.png'), '15 of 15 files do not exist'),
+    (lambda t: t.assign(path=[None, *t.path[1:]]), '1 of 15 files do not exist'), (lambda t: [], 'no images'), (lambda t: [1, 2], 'list names no files'),
+    (lambda t: DataLoader(pics), 'DataLoader names no files'), (lambda t: t.path.tolist()*2, 'more than once')])
+def test_tables_that_do_not_fit(photos, change, says, monkeypatch):
+    learn, images = learner(block(photos)), change(photos[2])
+    no_reading(monkeypatch)
+    with pytest.raises(DataError, match=says): T.tta(learn, images, progress=False)
+
+@pytest.mark.parametrize('num_workers', [0, 2])
+def test_an_unreadable_file_is_named(photos, tmp_path, num_workers):
+    (tmp_path/'broken.png').write_bytes(photos[1][3].read_bytes()[:200])
+    files = [*photos[1], tmp_path/'broken.png']
+    learn = learner(FACTORIES['from_folder'](*photos))
+    with pytest.raises(DataError, match='broken.png cannot be read(.|\n)*drop_unreadable'): T.tta(learn, files, num_workers=num_workers, progress=False)
+    good, bad = drop_unreadable(T.image_table(files)) # the fix
+    assert len(bad) == 1 and len(T.tta(learn, good, progress=False)) == 15
+
+def test_what_is_no_model_or_no_vocab():
+    with pytest.raises(SettingsError, match='no model and no Learner'): T.tta('convnext', 'images')
+    for vocab in ('abc', ['a', 'a', 'b'], dict(kind=['a'])):
+        with pytest.raises(SettingsError, match='each once'): T.ModelSpec(Net(), vocab)
+    with pytest.raises(DataError, match='takes a dataloader'): go(Net(), pd.DataFrame(dict(id=['a'], path=['b'])), vocab=cats)
+    with pytest.raises(DataError, match='more than once'): go(Net(), vocab=cats, ids=['a']*9)
+
+def test_iterable_data_sets():
+    class Stream(IterableDataset):
+        def __iter__(self): return iter(pics)
+    assert np.array_equal(go(Net(), DataLoader(Stream(), batch_size=4), vocab=cats)['plain'].probs, go(Net(), vocab=cats)['plain'].probs)
+    with pytest.raises(DataError, match='shuffles'): go(Net(), DataLoader(Stream(), batch_size=4, num_workers=2), vocab=cats)
