@@ -1,11 +1,12 @@
 "A whole run: what it refuses, and that a run killed at any moment finishes as if it had not been."
-import json, os, shutil, signal, subprocess, sys, time
+import json, os, re, shutil, signal, subprocess, sys, time
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np, pandas as pd, pytest
 from PIL import Image
 from vision_ft.classify import compete as C
 from vision_ft.core import DataError, SettingsError, VisionFTError
+from vision_ft.classify.train import COLUMNS, read_models, row_settings
 from vision_ft.samples import digits
 
 MODELS = pd.DataFrame([dict(name=n, arch=a, item='squish 32', size=32, effective_bs=64, accum=2, epochs=1, lr=.004) for n, a in (('convnext', 'tiny_convnext'), ('vit', 'tiny_vit'))])
@@ -54,19 +55,19 @@ def nothing(d): pass
     (nothing, dict(models=MODELS.assign(args='{"drop_path_ratee": 1}')), 'drop_path_ratee'), (nothing, dict(models=MODELS.assign(name='a/b')), 'folder'), (strange_truth, {}, 'no training image has'), (nothing, dict(models=pd.concat([MODELS, MODELS])), 'different names'),
     (nothing, dict(models=MODELS[:1].assign(size='32x48'), views='above'), 'on their side'),
     (nothing, dict(views=['plain', 'hflop']), 'hflip'), (nothing, dict(seed=-1), 'seed must be'), (nothing, dict(num_workers=-1), 'num_workers must be'),
-    (nothing, dict(groups=pd.DataFrame(dict(file=['a'], plant=[1]))), 'lacks id, group'), (nothing, dict(groups={'a.jpg': 1}), 'none of the images'), (nothing, dict(k=100), 'fold'), (nothing, dict(device='tpu'), 'tpu')])
+    (nothing, dict(groups=pd.DataFrame(dict(file=['a'], plant=[1]))), 'lacks id and group'), (nothing, dict(groups={'a.jpg': 1}), 'none of the images'), (nothing, dict(k=100), 'fold'), (nothing, dict(device='tpu'), 'tpu')])
 def test_refused_before_any_training(data, tmp_path, break_it, kwargs, says, monkeypatch):
     monkeypatch.setenv('HF_HOME', str(tmp_path/'hf')); monkeypatch.setattr(C, 'train', lambda *a, **k: pytest.fail('training began'))
     break_it(data)
     with pytest.raises(VisionFTError) as e: C.compete(data, tmp_path/'out', **{'models': MODELS, 'progress': False, **kwargs})
     assert says in str(e.value) and 'Fix:' in str(e.value)
-    assert not (tmp_path/'out'/'runs').exists()
+    assert not (tmp_path/'out').exists() # so the same command can be given again, mended
 
 def test_full_disk_is_refused(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(C.shutil, 'disk_usage', lambda p: SimpleNamespace(free=10**6))
-    with pytest.raises(SettingsError, match='1 MB free'): C.compete(data, tmp_path/'out', MODELS, progress=False)
+    monkeypatch.setattr(shutil, 'disk_usage', lambda p: SimpleNamespace(free=10**6))
+    with pytest.raises(SettingsError, match='1 MB free'): C.compete(data, tmp_path/'out', models=MODELS, progress=False)
 
-GO = 'import sys, pandas as pd; from vision_ft.classify.compete import compete; compete(sys.argv[1], sys.argv[2], pd.read_csv(sys.argv[3]), flip=False, progress=False)'
+GO = 'import sys, pandas as pd; from vision_ft.classify.compete import compete; compete(sys.argv[1], sys.argv[2], models=pd.read_csv(sys.argv[3]), flip=False, progress=False)'
 
 def stages(out): return {(f.parent.name, k): (s['status'], s['started']) for f in (out/'runs').glob('*/run.json') for k, s in json.loads(f.read_text())['stages'].items()}
 
@@ -89,15 +90,15 @@ def test_killed_run_finishes_as_if_it_had_not_been(small, tmp_path, when):
     np.testing.assert_allclose(a.probs, b.probs, atol=1e-6)
 
 def test_changed_images_are_another_data_set(data, tmp_path):
-    C.compete(data, tmp_path/'out', MODELS[:1], flip=False, progress=False)
+    C.compete(data, tmp_path/'out', models=MODELS[:1], flip=False, progress=False)
     first(data/'train_images').unlink(); (data/'train.csv').unlink()
-    with pytest.raises(DataError, match='removed'): C.compete(data, tmp_path/'out', MODELS[:1], flip=False, progress=False)
+    with pytest.raises(DataError, match='removed'): C.compete(data, tmp_path/'out', models=MODELS[:1], flip=False, progress=False)
 
 def test_unknown_truth_is_scored_on_validation(data, tmp_path):
     "As on Kaggle: no solution, no sample; and ids of test images that training images have too"
     for f in ('solution.csv', 'sample_submission.csv'): (data/f).unlink()
     for f in list((data/'test_images').iterdir()): shutil.copy(f, data/'test_images'/pd.read_csv(data/'train.csv', dtype=str).image_id[0]); break
-    r = C.compete(data, tmp_path/'out', MODELS[:1], flip=False, progress=False)
+    r = C.compete(data, tmp_path/'out', models=MODELS[:1], flip=False, progress=False)
     assert r.table.test_tta_error.isna().all() and r.table.valid_error[['convnext', *C.BASELINES]].notna().all()
     assert 'on the validation images' in C.summary(r)
     assert pd.read_csv(tmp_path/'out'/'submission.csv', dtype=str).shape == (len(list((data/'test_images').iterdir())), 2)
@@ -109,8 +110,79 @@ def test_rice_photos(photos, tmp_path):
     pairs = pairs[(pairs.correlation >= .9) & pairs.a.str.startswith('photos/') & pairs.b.str.startswith('photos/')]
     groups = group_pairs(pairs[['a', 'b']].apply(lambda c: c.str.removeprefix('photos/')))
     src = MODELS[:1].assign(size=64, item='squish 96')
-    r = C.compete(photos/'rice'/'photos', tmp_path/'out', src, groups=groups, k=4, progress=False)
+    r = C.compete(photos/'rice'/'photos', tmp_path/'out', models=src, groups=groups, k=4, progress=False)
     assert r.table.index.tolist() == ['convnext', 'ensemble', 'largest class', 'SVC on pixels']
     said = ' '.join(C.summary(r).split())
     assert 'counts a group as one' in said and 'luck of whole groups' in said
     for name in ('holdout.csv', 'split.csv'): assert not len(leaks(pd.read_csv(tmp_path/'out'/name, dtype=str), groups))
+
+# --- the table of models
+
+FULL = dict(name='a', arch='tiny_vit', item='squish 64', size=64, effective_bs=16, accum=2, epochs=1, lr=.003, finetune=False,
+            pretrained='tiny', ensemble_weight=2., args='{"drop_path_rate": 0.1}')
+
+@pytest.mark.parametrize('column', [c for c in COLUMNS if c not in ('name', 'arch', 'micro_bs')])
+@pytest.mark.parametrize('from_file', [False, True])
+def test_a_cell_left_empty_is_the_default(column, from_file, tmp_path):
+    "Two rows, one of them silent in a column: pandas makes the gap NaN and whole numbers fractions"
+    table = pd.DataFrame([FULL, {k: v for k, v in FULL.items() if k != column} | dict(name='b')])
+    if from_file: table.to_csv(tmp_path/'models.csv', index=False)
+    full, silent = read_models(tmp_path/'models.csv' if from_file else table)
+    assert column in full and column not in silent
+    a, b = row_settings(full), row_settings(silent)
+    usual = row_settings(dict(name='b', arch='tiny_vit'))
+    if column != 'ensemble_weight':
+        field = dict(args='model_args').get(column, column)
+        want = b.pretrained is not None if field == 'finetune' else getattr(usual, field)
+        assert getattr(b, field) == want and getattr(a, field) != getattr(b, field)
+
+def test_rows_with_and_without_pretrained_weights_run_together(data, tmp_path):
+    mixed = pd.DataFrame([{**MODELS.iloc[0], 'pretrained': 'tiny'}, {**MODELS.iloc[1]}])
+    r = C.compete(data, tmp_path/'out', models=mixed, flip=False, progress=False)
+    assert [t.pretrained for t in r.plan.trainings.values()] == ['tiny', None]
+
+@pytest.mark.parametrize('cell,says', [(dict(lr='fast'), 'fast'), (dict(epochs=1.5), 'whole number'), (dict(finetune='maybe'), 'finetune'),
+                                       (dict(args='{'), 'JSON'), (dict(args='{"seed": 1}'), 'columns'), (dict(size='x'), 'size')])
+def test_an_error_names_its_row(cell, says):
+    with pytest.raises(SettingsError, match="row 'a' of the models table") as e: row_settings({**FULL, **cell})
+    assert says in str(e.value) and 'Fix: ' in str(e.value)
+
+# --- what is advised must work
+
+def emu(data, n):
+    "A class of `n` images beside the others, in a plain folder"
+    plain = data/'train_images'
+    (plain/'emu').mkdir(exist_ok=True)
+    for i in range(n): Image.fromarray(np.random.default_rng(i).integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(plain/'emu'/f'{i}.png')
+    return plain
+
+def test_add_images_and_start_again(data, tmp_path):
+    "The same command, after the images were added that it asked for"
+    go = lambda: C.prepare(emu(data, 4), tmp_path/'out', C.CompeteSettings(models=MODELS))
+    with pytest.raises(DataError, match='add images'): go()
+    assert not (tmp_path/'out').exists()
+    emu(data, 14)
+    plan = C.prepare(data/'train_images', tmp_path/'out', C.CompeteSettings(models=MODELS))
+    assert (plan.train.label == 'emu').sum()+(plan.valid.label == 'emu').sum()+list(plan.comp.truth.values()).count('emu') == 14
+
+def test_advised_options_are_taken(data, tmp_path):
+    "Each `--option value` that a refusal names is followed, until the run is planned"
+    from vision_ft.cli import parser
+    options, plain = {}, emu(data, 4)
+    for _ in range(5):
+        args = parser().parse_args(['compete', str(plain), '--out', str(tmp_path/'out'), *sum(([k, v] for k, v in options.items()), [])])
+        try: C.prepare(plain, tmp_path/'out', C.CompeteSettings(models=MODELS, k=args.folds, holdout=args.holdout)); break
+        except DataError as e:
+            said = dict(re.findall(r'(--[a-z-]+) ([\d.]+)', e.fix))
+            assert said and said.items() - options.items(), f'{e} advises what was followed already: {options}'
+            options.update(said)
+    else: pytest.fail(f'followed {options} and still refused')
+    assert (tmp_path/'out'/'split.csv').exists()
+
+@pytest.mark.parametrize('workers', [None, 1])
+def test_predictions_are_made_once(data, tmp_path, workers):
+    kw = dict(models=MODELS[:1], flip=False, progress=False, num_workers=workers)
+    C.compete(data, tmp_path/'out', **kw)
+    before = stages(tmp_path/'out')
+    C.compete(data, tmp_path/'out', **kw)
+    assert stages(tmp_path/'out') == before

@@ -1,8 +1,11 @@
-"Predictions keep their names: whatever the order of rows, columns and members, the same numbers belong to the same images."
-import numpy as np, pytest
+"Predictions keep their names; files are whole; a full disk, groups, sizes and images are read in one place each"
+import errno, os, subprocess, sys
+import numpy as np, pandas as pd, pytest
 from hypothesis import given, settings, strategies as st
-from vision_ft.core import Preds, load_preds
-from vision_ft.classify.ensemble import ensemble, wilson
+from vision_ft import core
+from vision_ft.blend import ensemble
+from vision_ft.core import DataError, Preds, SettingsError, check_groups, group_codes, groups_among, load_preds
+from vision_ft.stats import wilson
 
 names = st.text(st.characters(blacklist_categories=['Cs'], blacklist_characters='\0'), min_size=1, max_size=8)
 
@@ -40,3 +43,146 @@ def test_wilson_agrees_with_scipy(k, n):
     from scipy.stats import binomtest
     ci = binomtest(k, n).proportion_ci(method='wilson')
     assert wilson(k, n) == pytest.approx((ci.low, ci.high), abs=1e-3)
+
+@pytest.mark.parametrize('ids,vocab', [(['caf\udce9.png'], ['cat']), (['a.png'], ['chat caf\udce9'])])
+def test_names_that_are_not_utf8_are_refused_in_one_sentence(tmp_path, ids, vocab):
+    p = Preds(ids, vocab, [[1]], name='p') # as os.fsdecode reads a Latin-1 name
+    with pytest.raises(DataError, match=r'caf\\udce9.* is not valid UTF-8.*\n  Fix: rename'): p.save(tmp_path/'p.parquet')
+    assert not list(tmp_path.iterdir())
+
+def test_names_stay_exact(tmp_path):
+    p = Preds([' a.jpg', 'a.jpg', 'A.jpg'], ['cat', 'cat ', 'Cat'], np.eye(3), name=' n ')
+    q = load_preds(p.save(tmp_path/'p.parquet'))
+    assert q.ids.tolist() == [' a.jpg', 'a.jpg', 'A.jpg'] and q.vocab.tolist() == ['cat', 'cat ', 'Cat'] and q.name == ' n '
+
+@pytest.mark.parametrize('probs', [[[.5, .6]], [[1.5, -.5]], [[float('nan'), 1]], [[float('inf'), 0]], [[0, 0]], [[50, 50]], [.5, .5]])
+def test_what_is_no_distribution_is_refused(probs):
+    with pytest.raises(DataError, match='probs'): Preds(['a'], ['x', 'y'], probs)
+
+def test_a_file_of_something_else_is_refused(tmp_path):
+    (tmp_path/'half.parquet').write_bytes(b'PAR1 and then the lights went out')
+    pd.DataFrame(dict(a=[1])).to_parquet(tmp_path/'other.parquet')
+    for name, says in (('half', 'cannot be read'), ('none', 'cannot be read'), ('other', "has columns \\['a'\\]")):
+        with pytest.raises(DataError, match=f'{says}.*\n  Fix: write it with'): load_preds(tmp_path/f'{name}.parquet')
+
+# --- files and disks
+
+full = [OSError(errno.ENOSPC, 'No space left on device'), OSError(errno.EDQUOT, 'Disk quota exceeded'),
+        Exception('Error while serializing: I/O error: No space left on device (os error 28)')] # as safetensors says it
+
+@pytest.mark.parametrize('error', full, ids=lambda e: str(e)[:20])
+def test_a_full_disk_is_one_sentence_and_leaves_the_old_file(tmp_path, error):
+    (tmp_path/'a.txt').write_text('old')
+    with pytest.raises(SettingsError, match='a.txt could not be written: the disk is full.\n  Fix: free some space') as e:
+        with core.atomic_path(tmp_path/'a.txt') as tmp:
+            tmp.write_text('new')
+            raise error
+    assert e.value.__cause__ is error and (tmp_path/'a.txt').read_text() == 'old' and len(list(tmp_path.iterdir())) == 1
+
+def test_a_full_disk_is_seen_whatever_the_writer_says(tmp_path, monkeypatch):
+    "torch.save says `unexpected pos 704 vs 598`"
+    error = RuntimeError('[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598')
+    with pytest.raises(RuntimeError, match='unexpected pos'):
+        with core.disk_errors(tmp_path/'none'/'a.pt'): raise error
+    monkeypatch.setattr(core.shutil, 'disk_usage', lambda path: type('', (), dict(free=4096)) if os.path.exists(path) else 1/0)
+    with pytest.raises(SettingsError, match='the disk is full'):
+        with core.disk_errors(tmp_path/'none'/'a.pt'): raise error
+
+@pytest.mark.parametrize('code', [errno.EACCES, errno.EPERM, errno.EROFS])
+@pytest.mark.parametrize('where', ['pathlib.Path.mkdir', 'pathlib.Path.touch', 'os.replace'])
+def test_a_closed_folder_is_one_sentence(tmp_path, monkeypatch, where, code):
+    def closed(*args, **kwargs): raise OSError(code, os.strerror(code), str(args[0]))
+    with monkeypatch.context() as m, pytest.raises(SettingsError, match=f'could not be written: .*{os.strerror(code)}(.|\n)*Fix: choose another folder'):
+        m.setattr(where, closed)
+        with core.atomic_path(tmp_path/'a.txt') as tmp: tmp.write_text('new')
+    assert not list(tmp_path.iterdir())
+
+@pytest.mark.parametrize('error', [KeyboardInterrupt(), ValueError('shape'), DataError('no images'), FileNotFoundError(errno.ENOENT, 'No such file')], ids=repr)
+def test_other_errors_pass_unchanged(tmp_path, error):
+    with pytest.raises(type(error)) as e:
+        with core.atomic_path(tmp_path/'a.txt'): raise error
+    assert e.value is error and not list(tmp_path.iterdir())
+
+def test_files_have_the_usual_permissions(tmp_path):
+    "safetensors replaces the file that it is given by one that only its owner can read"
+    import torch
+    from safetensors.torch import save_file
+    mask = os.umask(0o027)
+    try:
+        with core.atomic_path(tmp_path/'a.safetensors') as tmp: save_file(dict(a=torch.zeros(2)), tmp)
+    finally: os.umask(mask)
+    assert (tmp_path/'a.safetensors').stat().st_mode & 0o777 == 0o640
+
+# --- groups, numbers, sizes
+
+def test_groups_in_any_form_are_the_same():
+    ids, groups = ['a', 'b', 'c', 'd'], ['1', '1', '', None]
+    table = pd.DataFrame(dict(id=ids, group=groups))
+    forms = [dict(zip(ids, groups)), table.set_index('id').group, table, core.read_groups(table), dict(zip(ids, [1, 1, float('nan'), ' ']))]
+    for o in forms:
+        assert core.group_codes(o, ids).tolist() == [0, 0, 1, 2] and core.named_groups(o, ids) == (['a', 'b'], ['1', '1'])
+    assert core.group_codes(None, ids).tolist() == [0, 1, 2, 3]
+    assert core.group_codes({'a': 'x', 'b': 'x ', 'z': 'x'}, ids).tolist() == [0, 0, 1, 2] # a blank makes no other group
+    with pytest.raises(DataError, match='every group is empty'): core.group_codes(table.assign(group=None), ids)
+
+@given(st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8)), max_size=20))
+def test_connect_joins_what_a_union_find_joins(pairs):
+    root = {('id', i): ('id', i) for i, _ in pairs} | {('key', k): ('key', k) for _, k in pairs}
+    def find(a): return a if root[a] == a else find(root[a])
+    for i, k in pairs: root[find(('id', i))] = find(('key', k))
+    got = core.connect([f'{i}' for i, _ in pairs], [k for _, k in pairs])
+    assert got.index.is_unique and set(got.index) == {f'{i}' for i, _ in pairs}
+    for i in got.index:
+        for j in got.index: assert (got[i] == got[j]) == (find(('id', int(i))) == find(('id', int(j))))
+
+@given(st.integers(1, 10**6), st.integers(1, 10**6))
+def test_sizes_in_any_form_are_the_same(h, w):
+    for size in (f'{h}x{w}', f'{h} X {w}', (h, w), [float(h), str(w)], (np.int64(h), np.float32(w) if w < 2**24 else w)):
+        assert core.parse_size(size) == (h, w)
+    assert core.parse_size(h) == core.parse_size(str(h)) == core.parse_size((h,)) == (h, h)
+
+@pytest.mark.parametrize('size', ['', 'x', '3x', '1x2x3', 0, -1, 2.5, None, True, float('nan'), float('inf'), (1, None), [], {}, 'big'])
+def test_what_is_no_size_is_refused(size):
+    with pytest.raises(SettingsError, match='not a size in pixels'): core.parse_size(size)
+
+def test_core_loads_nothing_heavy():
+    code = "import sys, vision_ft.core; print([o for o in ('torch', 'pandas', 'PIL', 'fastai', 'scipy', 'pyarrow') if o in sys.modules])"
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout == '[]\n'
+
+# --- images
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_images_are_upright(tmp_path, orientation):
+    from PIL import Image
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = np.zeros((3, 5, 3), np.uint8) # a red corner at the top left of what is stored
+    stored[0, 0] = 255, 0, 0
+    Image.fromarray(stored).save(tmp_path/'a.png', exif=exif)
+    seen = np.asarray(core.open_rgb(tmp_path/'a.png'))
+    assert seen.shape == ((3, 5, 3) if orientation < 5 else (5, 3, 3))
+    corner = dict(zip(range(1, 9), [(0, 0), (0, -1), (-1, -1), (-1, 0), (0, 0), (0, -1), (-1, -1), (-1, 0)]))[orientation] # EXIF 2.3, tag 0x0112
+    assert tuple(seen[corner]) == (255, 0, 0) and (seen[..., 0] > 0).sum() == 1
+
+@pytest.mark.parametrize('mode', ['1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'CMYK', 'I;16', 'F'])
+def test_every_mode_opens_as_rgb(tmp_path, mode):
+    from PIL import Image
+    Image.new(mode, (4, 3)).save(tmp_path/'a.tif')
+    im = core.open_rgb(tmp_path/'a.tif')
+    assert im.mode == 'RGB' and im.size == (4, 3)
+    if mode in ('LA', 'RGBA', 'PA'): assert im.getextrema() == ((255, 255),)*3 # nothing but transparency
+
+# --- groups of a whole folder and of a part of it
+
+def test_groups_that_name_absent_images_are_counted():
+    groups = {'a.jpg': 1, 'b.jpg': 1, 'gone.jpg': 2}
+    with pytest.warns(UserWarning, match=r"1 of 3 ids .* \['gone.jpg'\]; 1 of 3 images have no group"): check_groups(groups, ['a.jpg', 'b.jpg', 'c.jpg'])
+    with pytest.raises(DataError, match='none of the images'): check_groups(groups, ['x.jpg'])
+    assert dict(groups_among(groups, ['a.jpg', 'c.jpg'])) == {'a.jpg': '1'}
+    assert groups_among(groups, ['c.jpg']) is None and groups_among(None, ['a.jpg']) is None
+
+def test_ids_may_be_numbers():
+    "Ids are text, whoever gives them: positions as numbers fit groups whose ids are numbers"
+    groups = {0: 'a', 1: 'a', 2: 'b'}
+    assert group_codes(groups, range(4)).tolist() == group_codes(groups, np.arange(4)).tolist() == [0, 0, 1, 2]
+    assert list(groups_among(groups, [2, 3])) == ['b']

@@ -1,9 +1,15 @@
-"What the chapter on models can't show in passing: foreign files, no network, no memory."
-import warnings
-import psutil, pytest, timm, torch
+"What the chapter on models can't show in passing: foreign files, no network, no memory, heads of many families."
+import math, warnings
+import numpy as np, pandas as pd, psutil, pytest, timm, torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from vision_ft.core import SettingsError, PretrainedError
-from vision_ft.models import TINY, body_head, family, fetch_pretrained, make_model, old_names, preflight, save_checkpoint, today
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.optim.swa_utils import AveragedModel
+from vision_ft import models
+from vision_ft.core import SettingsError, PretrainedError, asset
+from vision_ft.models import (TINY, body_head, clean_pretrained, family, fetch_pretrained, make_model, old_names,
+                              preflight, save_checkpoint, today)
 
 def test_every_retired_name_leads_to_a_model_with_that_tag():
     retired = list(timm.models.get_deprecated_models())
@@ -21,7 +27,8 @@ def test_weights_come_back_and_the_body_survives_another_head(arch, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         b = make_model(arch, 4, pretrained=str(f))
-    with pytest.warns(UserWarning, match='its head has 4 classes, the model needs 7'): c = make_model(arch, 7, pretrained=f)
+    with pytest.warns(UserWarning, match='its head has 4 classes, the model needs 7'):
+        c = make_model(arch, 7, pretrained=f)
     for (k, u), v in zip(a.state_dict().items(), b.state_dict().values()): assert torch.equal(u, v), k
     for u, v in zip(*(body_head(m)[0] for m in (a, c))): assert torch.equal(u, v)
     assert [len(g) for g in body_head(c)][1] == 2
@@ -29,7 +36,8 @@ def test_weights_come_back_and_the_body_survives_another_head(arch, tmp_path):
 def test_half_precision_file_of_a_body_alone(tmp_path):
     a = make_model('tiny_vit', 4)
     save_file({k: v.half() for k, v in a.state_dict().items() if not k.startswith('head.')}, tmp_path/'body.safetensors')
-    with pytest.warns(UserWarning, match='its head is missing'): b = make_model('tiny_vit', 9, pretrained=tmp_path/'body.safetensors', size=64)
+    with pytest.warns(UserWarning, match='its head is missing'):
+        b = make_model('tiny_vit', 9, pretrained=tmp_path/'body.safetensors', size=64)
     assert torch.equal(b.patch_embed.proj.weight, a.patch_embed.proj.weight.half().float())
 
 def test_nothing_but_the_head_may_be_missing(tmp_path):
@@ -38,8 +46,10 @@ def test_nothing_but_the_head_may_be_missing(tmp_path):
     lost = {k: v for k, v in sd.items() if not k.startswith('stages.3')}
     save_file(lost, tmp_path/'lost.safetensors')
     save_file(sd | {'stem.0.weight': torch.zeros(8, 3, 2, 2)}, tmp_path/'shape.safetensors')
-    with pytest.raises(PretrainedError, match=rf'{len(sd)-len(lost)} missing, such as stages.3'): make_model('tiny_convnext', 4, pretrained=tmp_path/'lost.safetensors')
-    with pytest.raises(PretrainedError, match=r'1 of another shape, such as stem.0.weight \(8, 3, 2, 2\)'): make_model('tiny_convnext', 4, pretrained=tmp_path/'shape.safetensors')
+    with pytest.raises(PretrainedError, match=rf'{len(sd)-len(lost)} missing, such as stages.3'):
+        make_model('tiny_convnext', 4, pretrained=tmp_path/'lost.safetensors')
+    with pytest.raises(PretrainedError, match=r'1 of another shape, such as stem.0.weight \(8, 3, 2, 2\)'):
+        make_model('tiny_convnext', 4, pretrained=tmp_path/'shape.safetensors')
 
 @pytest.mark.parametrize('name', ['half.safetensors', 'half.pth', 'list.pth', 'w.npz', 'none.pth'])
 def test_unreadable_files_are_weights_errors(name, tmp_path):
@@ -55,10 +65,11 @@ class Attack:
 
 def test_a_pickle_runs_no_code(tmp_path, capsys):
     torch.save({'model': Attack()}, tmp_path/'w.pth')
-    with pytest.raises(PretrainedError, match='holds tensors only'): make_model('tiny_vit', 4, pretrained=tmp_path/'w.pth')
+    with pytest.raises(PretrainedError, match='holds tensors only'):
+        make_model('tiny_vit', 4, pretrained=tmp_path/'w.pth')
     assert 'never' not in capsys.readouterr().out
 
-def test_no_network_is_said_with_both_mends(monkeypatch, tmp_path):
+def test_no_network_is_said_with_both_fixes(monkeypatch, tmp_path):
     import huggingface_hub
     def down(self, *args, timeout, **kwargs):
         assert timeout <= 10
@@ -80,3 +91,135 @@ def test_preflight_allocates_no_weights():
 
 def test_families():
     assert [family(a) for a in TINY] == ['convnext', 'vit', 'swinv2']
+
+def first_loss(model, n_out=3):
+    "Of random images in the first step of a training"
+    torch.manual_seed(1)
+    images, labels = torch.randn(12, 3, 96, 96), torch.arange(12) % n_out
+    with torch.no_grad(): return F.cross_entropy(model.train()(images), labels).item()
+
+START_LARGE = ['mobilenetv4_conv_small', 'mnasnet_small', 'tf_efficientnet_lite0', 'efficientnet_b0', 'tinynet_e',
+               'hardcorenas_a', 'lcnet_050', 'fbnetc_100', 'semnasnet_075', 'mixnet_s', 'rexnet_100', 'dla46_c',
+               'inception_v3']
+START_RIGHT = ['resnet18', 'regnetx_002', 'convnext_atto', 'ghostnet_050', 'tiny_vit', 'tiny_swin']
+
+@pytest.mark.parametrize('arch', [*START_LARGE, *START_RIGHT])
+def test_the_first_loss_is_that_of_a_guess(arch):
+    torch.manual_seed(0)
+    assert abs(first_loss(make_model(arch, 3, size=96))-math.log(3)) < .3
+
+@pytest.mark.parametrize('arch', START_RIGHT)
+def test_heads_that_start_right_stay_as_timm_makes_them(arch):
+    name, small = TINY.get(arch, (arch, {}))
+    torch.manual_seed(0)
+    ours = make_model(arch, 3).state_dict()
+    torch.manual_seed(0)
+    timms = timm.create_model(name, num_classes=3, **small).state_dict()
+    for k, v in timms.items(): assert torch.equal(v, ours[k]), k
+
+def test_a_head_that_no_file_brings_starts_small(tmp_path, monkeypatch):
+    three, thousand = (timm.create_model('lcnet_035', num_classes=n) for n in (3, 1000))
+    files = [save_checkpoint(m, tmp_path/f'{m.num_classes}.safetensors') for m in (three, thousand)]
+    width = lambda m: m.classifier.weight.std().item()
+    assert width(three) > .2 # what timm makes
+    assert torch.equal(make_model('lcnet_035', 3, pretrained=files[0]).classifier.weight, three.classifier.weight) # a trained model
+    with pytest.warns(UserWarning, match='1000 classes, the model needs 3'):
+        assert width(make_model('lcnet_035', 3, pretrained=files[1])) < .05
+    monkeypatch.setattr(models, 'fetch_pretrained', lambda arch: files[0])
+    hub = make_model('lcnet_035', 3, pretrained='hub')
+    assert width(hub) < .05 and torch.equal(hub.conv_stem.weight, three.conv_stem.weight)
+
+@pytest.mark.parametrize('arch', TINY)
+def test_ten_other_classes_get_another_head(arch):
+    torch.manual_seed(0)
+    fresh = make_model(arch, 10, pretrained='tiny')
+    file = asset('weights', f'{arch}.safetensors')
+    torch.manual_seed(0)
+    kept = make_model(arch, 10, pretrained=file)
+    name = kept.pretrained_cfg['classifier']+'.weight'
+    assert torch.equal(kept.state_dict()[name], load_file(file)[name].float())
+    kept.reset_classifier(10) # the numbers that timm would draw
+    for k, v in kept.state_dict().items(): assert torch.equal(v, fresh.state_dict()[k]), k
+
+def test_real_weights_start_small(photos):
+    file = photos.parent/'weights'/'tf_efficientnet_lite0.safetensors'
+    if not file.exists(): pytest.skip(f'{file} is missing')
+    for n in (3, 150):
+        with pytest.warns(UserWarning, match=f'1000 classes, the model needs {n}'):
+            model = make_model('tf_efficientnet_lite0', n, pretrained=file)
+        for k, v in load_file(file).items():
+            if not k.startswith('classifier.'): assert torch.equal(model.state_dict()[k], v), k
+        assert abs(first_loss(model, n)-math.log(n)) < .3
+
+def test_a_model_of_fake_tensors_has_no_values_to_look_at():
+    with FakeTensorMode(): assert make_model('lcnet_035', 3).classifier.out_features == 3
+    with torch.device('meta'): assert make_model('lcnet_035', 3).classifier.weight.is_meta
+
+def test_a_head_of_many_classes_starts_small_too():
+    assert make_model('tf_efficientnet_lite0', 150).classifier.weight.std() < .02 # .047 as timm makes it
+
+@pytest.mark.parametrize('empty', [None, float('nan'), np.float32('nan'), pd.NA, pd.NaT, '', ' ', 'None', 'nan'])
+def test_an_empty_cell_means_no_weights(empty):
+    assert clean_pretrained(empty) is None
+    assert preflight('tiny_vit', empty)['where'] == 'none'
+    make_model('tiny_vit', 2, pretrained=empty)
+    assert clean_pretrained('hub') == 'hub'
+
+WRAPPED = {
+    'model.': lambda sd: {f'model.{k}': v for k, v in sd.items()},
+    'net.': lambda sd: dict(net={f'net.{k}': v for k, v in sd.items()}),
+    'model.backbone.': lambda sd: dict(state_dict={f'model.backbone.{k}': v for k, v in sd.items()}, epoch=3),
+    'module._orig_mod.': lambda sd: dict(model_state_dict={f'module._orig_mod.{k}': v for k, v in sd.items()}),
+    "model_state_dict'": lambda sd: dict(model_state_dict=sd, optimizer_state_dict=dict(state={0: dict(step=torch.ones(1))})),
+    'ema → module': lambda sd: dict(ema=dict(module=sd, updates=7)),
+    'state_dict_ema': lambda sd: dict(state_dict_ema=sd, state_dict={k: torch.zeros_like(v) for k, v in sd.items()}),
+}
+
+@pytest.mark.parametrize('said', WRAPPED)
+@pytest.mark.parametrize('arch', ['tiny_convnext', 'test_vit'])
+def test_what_is_wrapped_around_a_model_is_taken_off_and_said(arch, said, tmp_path):
+    a = make_model(arch, 4)
+    torch.save(WRAPPED[said](a.state_dict()), tmp_path/'w.pth')
+    with pytest.warns(UserWarning) as told: b = make_model(arch, 4, pretrained=tmp_path/'w.pth')
+    assert len(told) == 1 and said in str(told[0].message) and 'w.pth' in str(told[0].message)
+    for k, v in a.state_dict().items(): assert torch.equal(v, b.state_dict()[k]), k
+    assert preflight(arch, tmp_path/'w.pth', n_out=4)['where'] == 'file'
+
+def test_averaged_weights_and_a_head_of_ones_own(tmp_path):
+    a = make_model('tiny_vit', 4)
+    torch.save(AveragedModel(a).state_dict(), tmp_path/'swa.pth')
+    with pytest.warns(UserWarning, match=r"'module\.'.*1 without it left out, such as n_averaged"):
+        b = make_model('tiny_vit', 4, pretrained=tmp_path/'swa.pth')
+    assert torch.equal(b.head.weight, a.head.weight)
+    own = {f'backbone.{k}': v for k, v in a.state_dict().items() if not k.startswith('head.')}
+    own['head.weight'] = torch.zeros(4, 128)
+    torch.save(own, tmp_path/'own.pth')
+    with pytest.warns(UserWarning, match=r"'backbone\.'.*such as head.weight.*its head is missing"):
+        c = make_model('tiny_vit', 4, pretrained=tmp_path/'own.pth')
+    for u, v in zip(body_head(a)[0], body_head(c)[0]): assert torch.equal(u, v)
+    del own['backbone.blocks.0.norm1.weight']
+    torch.save(own, tmp_path/'lost.pth')
+    with pytest.raises(PretrainedError, match='1 missing, such as blocks.0.norm1.weight'):
+        make_model('tiny_vit', 4, pretrained=tmp_path/'lost.pth')
+
+def test_a_prefix_that_is_the_models_own_stays(tmp_path):
+    a = make_model('densenet121', 4)
+    save_file({k: v for k, v in a.state_dict().items() if k.startswith('features.')}, tmp_path/'body.safetensors')
+    with pytest.warns(UserWarning, match='^body.safetensors: its head is missing'):
+        b = make_model('densenet121', 4, pretrained=tmp_path/'body.safetensors')
+    assert torch.equal(b.features.conv0.weight, a.features.conv0.weight)
+
+@pytest.mark.parametrize('name', ['w.safetensors', 'w.pth', 'w.bin'])
+def test_a_pointer_of_git_lfs_is_named(name, tmp_path):
+    (tmp_path/name).write_text('version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1048444\n')
+    with pytest.raises(PretrainedError, match='Git-LFS pointer(?s:.)*Fix: run `git lfs pull`'):
+        make_model('tiny_vit', 4, pretrained=tmp_path/name)
+
+def test_a_full_disk_is_said_and_leaves_nothing(monkeypatch, tmp_path):
+    def full(tensors, path, words):
+        path.write_bytes(b'half')
+        raise SafetensorError('Error while serializing: I/O error: No space left on device (os error 28)')
+    monkeypatch.setattr(models, 'save_file', full)
+    with pytest.raises(SettingsError, match='w.safetensors.*full(?s:.)*Fix: '):
+        save_checkpoint(make_model('tiny_vit', 4), tmp_path/'w.safetensors')
+    assert not list(tmp_path.iterdir())

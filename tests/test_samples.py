@@ -1,11 +1,12 @@
 "What the samples promise beyond the examples of their chapter"
-import hashlib, io, os, signal, subprocess, sys, tarfile, threading, time
+import errno, hashlib, io, os, signal, subprocess, sys, tarfile, threading, time
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np, pytest
 from hypothesis import given, settings, strategies as st
 from vision_ft.core import DataError, SettingsError
-from vision_ft.samples import dataset, digits, scenes
+from PIL import Image
+from vision_ft.samples import atomic_folder, dataset, digits, scenes
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(16, 80), st.integers(0, 2**32-1))
@@ -23,6 +24,31 @@ def test_a_killed_digits_leaves_no_folder_under_its_name(tmp_path):
     run.send_signal(signal.SIGKILL); run.wait()
     assert not (tmp_path/'d').exists()
     assert len(list(digits(tmp_path/'d').rglob('*.jpg'))) == 1797
+
+def test_digits_on_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch):
+    save, n = Image.Image.save, 0
+    def full(*args, **kwargs):
+        nonlocal n
+        n += 1
+        if n > 9: raise OSError(errno.ENOSPC, 'No space left on device')
+        return save(*args, **kwargs)
+    with monkeypatch.context() as m, pytest.raises(SettingsError, match='the disk is full'):
+        m.setattr(Image.Image, 'save', full)
+        digits(tmp_path/'d')
+    assert not list(tmp_path.iterdir())
+
+def test_a_folder_that_another_process_made_meanwhile_is_kept(tmp_path):
+    with pytest.raises(SettingsError, match='choose another folder'):
+        with atomic_folder(tmp_path/'d') as tmp:
+            (tmp/'a').write_text('mine')
+            (tmp_path/'d').mkdir()
+            (tmp_path/'d'/'b').write_text('theirs')
+    assert [o.relative_to(tmp_path).as_posix() for o in tmp_path.rglob('*')] == ['d', 'd/b']
+
+@pytest.mark.parametrize('kwargs', [dict(size=4), dict(size='big'), dict(test_share=0), dict(test_share=1)], ids=str)
+def test_digits_refuses_before_it_works(tmp_path, kwargs):
+    with pytest.raises(SettingsError, match='Fix:'): digits(tmp_path/'d', **kwargs)
+    assert not list(tmp_path.iterdir())
 
 class Quiet(SimpleHTTPRequestHandler):
     def log_message(self, *args): pass

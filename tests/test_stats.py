@@ -1,6 +1,6 @@
-"Helped and hurt, the exact test and the interval, bounds from two counts, images in groups"
+"Helped and hurt, the exact test and the interval, bounds from two counts, groups, the bootstrap, dealt folds"
 from itertools import product
-import numpy as np, pytest
+import numpy as np, pandas as pd, pytest
 from hypothesis import given, strategies as st
 from scipy.optimize import minimize_scalar
 from scipy.stats import norm
@@ -26,6 +26,23 @@ def test_verdict_counts():
     assert same.p == 1 and same.low < 0 < same.high
     other = Preds(['0', '1'], cats, [[.8, .1, .1]]*2, ['b', 'b'])
     with pytest.raises(ValueError, match='disagree'): V.compare_preds(preds([1, 1]), other)
+
+def test_nothing_changed_is_said():
+    v = V.compare_preds(preds([0]*12+[1]*348), preds([0]*12+[1]*348))
+    assert str(v).startswith('Nothing changed: of 360 images 3.33% are wrong') and 'became' not in str(v) and 'p =' not in str(v)
+    moved = V.compare_preds(preds([0, 1]*50), preds([1, 0]*50)) # as many helped as hurt is a change
+    assert moved.p == 1 and '50 became right, 50 became wrong' in str(moved)
+
+@pytest.mark.parametrize('pair', [(94, 101), (preds([1]), 5), (5, preds([1]))])
+def test_counts_have_a_function_of_their_own(pair):
+    with pytest.raises(ValueError, match='call compare_counts'): V.compare_preds(*pair)
+
+def test_wilson_by_hand():
+    z2 = norm.ppf(.975)**2
+    assert V.wilson(0, 30) == pytest.approx((0, z2/(30+z2))) and V.wilson(0, 0) == (0, 1)
+    low, high = V.wilson(94, 2081)
+    for p in (low, high): assert abs(94/2081-p)/(p*(1-p)/2081)**.5 == pytest.approx(z2**.5) # both ends solve the score equation
+    assert V.wilson(94, 2081, level=.5)[0] > low
 
 def test_mcnemar_by_hand(): assert V.mcnemar(0, 7) == pytest.approx(2/2**7) and V.mcnemar(1, 8) == pytest.approx(20/512) and V.mcnemar(5, 5) == 1
 
@@ -61,20 +78,20 @@ def test_interval_covers(n, p_help, p_hurt):
     assert .935 < np.average(inside, weights=counts) < .975
 
 def test_bounds_of_the_source():
-    b = V.compare_preds(94, 101, n=2081)
+    b = V.compare_counts(94, 101, n=2081)
     assert b.p_min == pytest.approx(2/2**7) and .65 < b.p_max < .7 and b.most_changed == 9 and b.says == "can't tell" and b.low < 0 < b.high
     assert 'nothing here says that it helped' in str(b)
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=40))
 def test_bounds_hold_the_truth(pairs):
     plain, tta = (preds(o) for o in zip(*pairs))
-    v, b = V.compare_preds(plain, tta), V.compare_preds(int(plain.wrong.sum()), int(tta.wrong.sum()), n=len(pairs))
+    v, b = V.compare_preds(plain, tta), V.compare_counts(int(plain.wrong.sum()), int(tta.wrong.sum()), n=len(pairs))
     assert b.p_min <= v.p <= b.p_max and b.low-1e-9 <= v.low and v.high <= b.high+1e-9
     if v.p < .05: assert v.helped+v.hurt <= b.most_changed
 
 @pytest.mark.parametrize('bad', [(94, 101, 50), (-1, 3, 10), (.0452, .0485, 2081), (1, 2, None), (0, 0, 0)])
 def test_bounds_refuse(bad):
-    with pytest.raises(ValueError, match='whole numbers'): V.compare_preds(*bad)
+    with pytest.raises(ValueError, match='whole numbers'): V.compare_counts(*bad)
 
 # --- groups
 
@@ -100,3 +117,112 @@ def test_many_small_groups_take_no_time():
 @pytest.mark.parametrize('bad', [(5, 5, 3), (-1, 2, 10)])
 def test_interval_refuses(bad):
     with pytest.raises(ValueError, match='not possible'): V.paired_interval(*bad)
+
+@given(st.lists(st.integers(-3, 3), min_size=1, max_size=9))
+def test_sign_flip_p_of_all_signs(gains):
+    sums = np.array([*product([-1, 1], repeat=len(gains))])@np.array(gains)
+    assert V.sign_flip_p(gains) == pytest.approx((abs(sums) >= abs(sum(gains))).mean())
+
+def test_one_large_group_and_many_small_ones_are_few():
+    assert V.effective_groups([6]*20) == 20 and V.effective_groups([1]*20+[40]) < 3
+    assert np.isnan(V.grouped_interval(np.ones(21), np.zeros(21), np.array([1]*20+[40]))).all()
+
+# --- the bootstrap
+
+def test_draws_are_whole_and_repeat():
+    draws = np.concatenate([*V.draw_groups(7, 250, seed=3)])
+    assert draws.shape == (250, 7) and (draws.sum(1) == 7).all()
+    np.testing.assert_array_equal(draws[:120], np.concatenate([*V.draw_groups(7, 120, seed=3)])) # more draws, the same first ones
+    assert abs(draws.mean(0)-1).max() < .25 and abs(draws.var(0)-6/7).max() < .3
+
+@given(st.lists(st.integers(0, 15), min_size=1, max_size=40), st.integers(0, 99))
+def test_groups_are_drawn_whole(groups, seed):
+    def whole(items):
+        times = pd.Series(items).value_counts()
+        for g in set(groups):
+            own = [times.get(i, 0) for i in range(len(groups)) if groups[i] == g]
+            assert len(set(own)) == 1 # each member as often as the others
+        return 0.
+    V.bootstrap_interval(whole, len(groups), groups, n_boot=5, seed=seed)
+
+def scores(seed, n=60, per=3):
+    "Scores in [0,1] of items in groups, before and after"
+    rng = np.random.default_rng(seed)
+    ids, group = [f'{i}.jpg' for i in range(n*per)], np.repeat(np.arange(n), per)
+    before = rng.beta(4, 2, n*per)
+    after = (before+.05*rng.normal(size=n)[group]+.02*rng.normal(size=n*per)+.03).clip(0, 1)
+    return pd.Series(before, ids), pd.Series(after, ids), dict(zip(ids, group))
+
+def test_a_mean_by_either_function():
+    before, after, group = scores(0)
+    change = V.paired_bootstrap(before, after, groups=group, n_boot=300)
+    by_items = V.bootstrap_interval(lambda i: (after-before).to_numpy()[i].mean(), len(before), [*group.values()], n_boot=300)
+    assert (change.low, change.high) == pytest.approx(by_items) and change.diff == pytest.approx((after-before).mean())
+    assert change.n == 180 and change.groups == 60 and change.low < change.diff < change.high and change.says == 'helped'
+
+def test_joined_by_id_not_by_position():
+    before, after, group = scores(1)
+    there, back = V.paired_bootstrap(before, after, group), V.paired_bootstrap(after, before, group)
+    assert V.paired_bootstrap(before, after.sample(frac=1, random_state=0), group) == there
+    assert (there.low, there.high, there.diff) == pytest.approx((-back.high, -back.low, -back.diff)) and back.says == 'hurt'
+    assert V.paired_bootstrap(before, after, group, higher_is_better=False).says == 'hurt'
+    arrays = V.paired_bootstrap(before.to_numpy(), after.to_numpy(), [*group.values()])
+    assert arrays == there
+    wide = V.paired_bootstrap(before, after, group, level=.99)
+    assert wide.low < there.low < there.high < wide.high and '99% interval' in str(wide)
+
+def test_too_few_to_tell():
+    before, after, group = scores(2, n=11)
+    few = V.paired_bootstrap(before, after, group)
+    assert np.isnan(few.low) and few.says == "can't tell" and 'too few items or groups' in str(few)
+    assert np.isfinite(V.paired_bootstrap(before, after).low) # 33 items on their own
+
+def test_no_change_no_verdict():
+    before, *_ = scores(3)
+    same = V.paired_bootstrap(before, before)
+    assert (same.low, same.diff, same.high, same.says) == (0, 0, 0, "can't tell")
+
+@pytest.mark.parametrize('after,says', [(pd.Series([1., 2.], list('ab')), 'the other has none'), ([1., np.nan], 'not finite'),
+                                        ([1., 2., 3.], '1 items have one score of the two'), ([], 'have one score')])
+def test_scores_that_do_not_fit(after, says):
+    with pytest.raises(ValueError, match=says): V.paired_bootstrap([1., 2.], after)
+
+@pytest.mark.parametrize('size,skewed', [(np.ones(15, int), False), (np.ones(40, int), True), (np.full(40, 6), False),
+                                         (np.arange(40) % 9+1, False)])
+def test_bootstrap_covers(size, skewed):
+    "The share of 600 simulated sets whose 95% interval holds the true mean change, 0"
+    rng, inside, group = np.random.default_rng(0), [], np.repeat(np.arange(len(size)), size)
+    for seed in range(600):
+        own = rng.exponential(size=len(size))-1 if skewed else rng.normal(size=len(size))
+        change = own[group] + (size.max() > 1)*rng.normal(size=len(group))
+        v = V.paired_bootstrap(0*change, change, groups=group, n_boot=400, seed=seed)
+        inside.append(v.low <= 0 <= v.high)
+    assert .915 < np.mean(inside) < .975
+
+def test_joint_intervals_hold_together():
+    "Of 400 sets of five means, all five intervals hold in about 95%, and each alone in more"
+    rng, inside = np.random.default_rng(0), []
+    for seed in range(400):
+        d = rng.normal(size=(60, 5)) @ (np.eye(5)+.5)
+        inside.append(abs(d.mean(0)) <= V.joint_half_widths(d, np.arange(60), n_boot=400, seed=seed))
+    assert .91 < np.all(inside, 1).mean() < .98 and np.mean(inside) > .97
+
+# --- folds
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 12)), min_size=12, max_size=60), st.integers(2, 4), st.integers(0, 99))
+def test_no_group_is_torn(rows, k, seed):
+    labels, groups = map(np.array, zip(*rows))
+    if len(set(groups)) < k:
+        with pytest.raises(ValueError, match='can be dealt into 2 to'): V.deal_folds(labels, groups, k, seed)
+        return
+    fold = V.deal_folds(labels, groups, k, seed)
+    assert set(fold) <= set(range(k)) and (pd.Series(fold).groupby(groups).nunique() == 1).all()
+    np.testing.assert_array_equal(fold, V.deal_folds(labels, groups, k, seed))
+
+@given(st.integers(2, 5), st.integers(0, 99))
+def test_images_on_their_own_are_dealt_evenly(k, seed):
+    labels = np.repeat(['a', 'b', 'c'], [30, 17, 8])
+    table = pd.crosstab(labels, V.deal_folds(labels, np.arange(55), k, seed))
+    assert (table.max(axis=1)-table.min(axis=1)).max() <= 1
+    rare = V.deal_folds(['a']*9+['b'], range(10), k, seed) # a class smaller than k: sizes alone, and no warning
+    assert np.ptp(np.bincount(rare, minlength=k)) <= 1

@@ -1,11 +1,13 @@
 "Properties of tables and splits that examples can't cover"
-import os, tempfile, warnings
+import os, re, tempfile, time, warnings
 from pathlib import Path
 import pandas as pd, pytest
 from hypothesis import HealthCheck, assume, given, settings, strategies as st
 from pandas.testing import assert_frame_equal
-from vision_ft.core import DataError
-from vision_ft.data.tables import check_table, group_pairs, leaks, make_split, read_csv, read_folder, read_split, save_split, saved_split, split_rows
+from PIL import Image
+from vision_ft.core import DataError, SettingsError
+from vision_ft.data.tables import (check_table, group_counts, group_pairs, image_files, leaks, make_split, read_csv, read_folder,
+                                   read_split, read_text, same_bytes, save_split, saved_split, split_rows)
 
 quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 # text that CSV readers like to change: numbers, gaps, quotes, commas
@@ -97,3 +99,141 @@ def test_no_look_alike_of_the_rice_photos_straddles_folds(tmp_path):
         assert (fold[pairs.a].to_numpy() == fold[pairs.b].to_numpy()).all()
         n = pd.crosstab(split.fold, split.label)
         assert (n.max()-n.min()).max() <= 3
+
+# --- CSV files
+
+@pytest.mark.parametrize('text', ['id,label\n007, rust\n', ' id ,label \n 007,rust\t\n', 'id,\tlabel\n007 ,  "rust"\n', '\ufeffid, label\n007,rust\u00a0\n'])
+def test_blanks_around_cells_are_left_out_with_a_word(tmp_path, text):
+    (csv := tmp_path/'t.csv').write_text(text, encoding='utf-8')
+    with pytest.warns(UserWarning, match='t.csv: blanks'): d = read_text(csv)
+    assert d.to_dict('list') == {'id': ['007'], 'label': ['rust']}
+
+def test_text_without_blanks_is_kept_in_silence(tmp_path):
+    (csv := tmp_path/'t.csv').write_text('id,label\n1,"a, b"\n2,NA\n3,"say ""hi"""\n4\n')
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert read_text(csv).label.tolist() == ['a, b', 'NA', 'say "hi"', '']
+        assert read_text(csv, strip=False).equals(read_text(csv))
+    (csv).write_text('id,label\n1, a \n')
+    assert read_text(csv, strip=False).label.tolist() == [' a ']
+
+def test_a_comma_at_the_end_of_each_row_shifts_nothing(tmp_path):
+    (csv := tmp_path/'t.csv').write_text('id,label\n1,a,\n2,b,\n')
+    with pytest.warns(pd.errors.ParserWarning): assert read_text(csv).to_dict('list') == {'id': ['1', '2'], 'label': ['a', 'b']}
+
+def test_blanks_in_groups_and_labels(tmp_path):
+    "Labels that differ by a blank become one class, groups with blanks are the same groups"
+    for i in range(4): (tmp_path/f'{i}.jpg').write_text(str(i))
+    (tmp_path/'train.csv').write_text('id,label\n0.jpg,a\n1.jpg, a\n2.jpg,b\n 3.jpg,b \n')
+    (tmp_path/'groups.csv').write_text('id, group\n0.jpg, g\n1.jpg ,g\n')
+    with pytest.warns(UserWarning, match='blanks'): df = read_csv(tmp_path/'train.csv', tmp_path)
+    assert df.label.tolist() == ['a', 'a', 'b', 'b']
+    with pytest.warns(UserWarning, match='blanks'): groups = read_text(tmp_path/'groups.csv')
+    assert group_counts(df, groups).to_dict('index') == {'a': dict(images=2, groups=1), 'b': dict(images=2, groups=2)}
+
+def test_20000_rows_are_read_and_checked_in_linear_time(tmp_path):
+    ids = [f'{i:05d}' for i in range(20_000)]
+    df = pd.DataFrame(dict(id=ids, label=['ab'[i % 2] for i in range(20_000)], path=''))
+    (f := tmp_path/'x').write_text('x')
+    df['path'] = str(f)
+    df.drop(columns='path').to_csv(tmp_path/'train.csv', index=False)
+    split = df[['id', 'label']].assign(fold=[i//2 % 5 for i in range(20_000)])
+    start = time.process_time()
+    assert len(read_text(tmp_path/'train.csv')) == 20_000
+    assert read_split(save_split(split, tmp_path/'split.csv'), df).equals(split)
+    assert len(split_rows(df, split, 0)[0]) == 16_000
+    assert len(group_counts(df[:2000])) == 2 and len(same_bytes(df[:1000], df[1000:3000])) == 2000
+    assert time.process_time()-start < 4
+
+# --- classes and files
+
+def drawn(folder, **classes):
+    for c, (label, n) in enumerate(classes.items()):
+        (folder/label).mkdir(parents=True)
+        for i in range(n): Image.new('RGB', (8, 8), (20*c, i, 0)).save(folder/label/f'{i}.png')
+    return folder
+
+@pytest.mark.parametrize('other', ['RUST', 'rust ', ' Rust', 'r ust', 'ru\uff53t'])
+def test_classes_equal_but_for_case_or_blanks_get_a_word(tmp_path, other):
+    df = read_folder(drawn(tmp_path, **{'rust': 3, other: 3, 'scab': 3}))
+    with pytest.warns(UserWarning, match='equal but for case or blanks') as said: assert check_table(df) is df
+    assert repr(other) in str(said[0].message) and "'rust'" in str(said[0].message) and 'scab' not in str(said[0].message)
+    with warnings.catch_warnings(): # as advised: one name
+        warnings.simplefilter('error')
+        check_table(df.replace(dict(label={other: 'rust'})))
+
+def test_files_of_other_kinds_are_counted(tmp_path):
+    drawn(tmp_path, cat=2, dog=2)
+    for name in ('a.heic', 'b.HEIC', 'raw', 'notes.txt', 'Thumbs.db', '.hidden.heic'): (tmp_path/'cat'/name).touch()
+    for name in ('more.jfif', 'more.avif', 'more.JPG'): Image.new('RGB', (8, 8)).save(tmp_path/'dog'/name)
+    with pytest.warns(UserWarning, match=r'left out: 1 without a suffix, 2 \.heic\.'): df = read_folder(tmp_path)
+    assert len(check_table(df)) == 7 and {'dog/more.jfif', 'dog/more.avif', 'dog/more.JPG'} < set(df.id)
+
+def test_a_file_name_that_is_not_utf8_is_refused_by_name(tmp_path):
+    drawn(tmp_path, cat=2, dog=2)
+    try: os.rename(tmp_path/'cat'/'0.png', os.fsencode(tmp_path)+b'/cat/caf\xe9.png')
+    except OSError: pytest.skip('this file system takes UTF-8 names only')
+    for read in (read_folder, image_files):
+        with pytest.raises(DataError, match=r'1 file names are not UTF-8, such as .*caf\\udce9\.png') as e: read(tmp_path)
+        str(e.value).encode() # can be printed
+
+# --- splits: what is advised works
+
+def fix(error, call, *args, **kwargs):
+    with pytest.raises(error) as e: call(*args, **kwargs)
+    return e.value.fix
+
+def test_advised_folds_work(tmp_path):
+    df = files(tmp_path, [('abc'[min(i//20, 2)], str(i)) for i in range(43)])
+    k = int(re.search(r'--folds (\d+)', fix(DataError, make_split, df, 5))[1])
+    assert k == 3 and set(make_split(df, k).fold) == {0, 1, 2}
+    assert set(make_split(df[df.label != 'c'], 5).fold) == set(range(5)) # drop the class
+    (tmp_path/'more').mkdir()
+    new = files(tmp_path/'more', [('c', f'more {i}') for i in range(2)])
+    more = pd.concat([df, new.assign(id='more/'+new.id)])
+    assert set(make_split(more, 5).fold) == set(range(5)) # add images
+    k = int(re.search(r'--folds (\d+)', fix(SettingsError, make_split, df, 1))[1])
+    assert len(make_split(more, k))
+
+def test_large_groups_and_the_advice(tmp_path):
+    "Each class in two groups that share labels: no fourth fold can hold both classes"
+    df = files(tmp_path, [('ab'[i % 2], str(i)) for i in range(24)])
+    big = dict(zip(df.id, [0]*18+[1, 1, 2, 3, 4, 5]))
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        assert '--folds' in fix(DataError, make_split, df, 4, groups=big) and '--holdout' in fix(DataError, make_split, df, 4, groups=big)
+        assert len(make_split(df, 2, groups=big)) and len(make_split(df, 4, groups={i: g for i, g in big.items() if g != 0})) # fewer folds, smaller groups
+
+def test_advice_about_a_saved_split(tmp_path):
+    df, csv = files(tmp_path, [('ab'[i % 2], str(i)) for i in range(24)]), tmp_path/'split.csv'
+    split = saved_split(df, csv, 3)
+    assert '--folds 3' in (advice := fix(SettingsError, saved_split, df, csv, 5)) and 'another --out' in advice
+    assert saved_split(df, csv, 3).equals(split) and set(saved_split(df, tmp_path/'out'/'split.csv', 5).fold) == set(range(5))
+    groups = dict.fromkeys(df.id[::2], 'plant')
+    assert 'another --out' in fix(DataError, saved_split, df, csv, 3, groups={**groups, '001.jpg': 'plant'})
+    assert 'another --out' in fix(DataError, saved_split, df[2:], csv, 3)
+    assert saved_split(df, csv, 3).equals(split) # data given back
+    assert 'use one of 0, 1, 2' in fix(SettingsError, split_rows, df, split, 3)
+    assert 'another name' in fix(DataError, save_split, split.assign(fold=2-split.fold), csv)
+    csv.write_text(csv.read_text()+'000.jpg,a,0\n')
+    assert 'delete it only if' in fix(DataError, saved_split, df, csv, 3)
+    csv.unlink()
+    assert saved_split(df, csv, 3).equals(split)
+    csv.write_text('id,label\n')
+    assert 'save_split' in fix(DataError, read_split, csv, df)
+
+@pytest.mark.parametrize('folds', ['0,0,0', '1,1,2', '0,1,1.5', '0,1,', '0,2,2'])
+def test_damaged_folds_are_refused(tmp_path, folds):
+    df = pd.DataFrame(dict(id=['a', 'b', 'c'], label=['x', 'x', 'y']))
+    (csv := tmp_path/'split.csv').write_text('id,label,fold\n'+''.join(f'{i},{l},{f}\n' for i, l, f in zip(df.id, df.label, folds.split(','))))
+    if folds == '0,0,0': assert len(read_split(csv, df)) == 3
+    else:
+        with pytest.raises(DataError, match='damaged'): read_split(csv, df)
+
+def test_asking_for_a_split_without_writing_leaves_no_file(tmp_path):
+    df = files(tmp_path, [('ab'[i % 2], str(i)) for i in range(24)])
+    before = sorted(tmp_path.rglob('*'))
+    split = saved_split(df, tmp_path/'out'/'split.csv', 3, 7, write=False)
+    assert sorted(tmp_path.rglob('*')) == before and split.equals(make_split(df, 3, 7))
+    save_split(split, tmp_path/'out'/'split.csv')
+    for write in (True, False): assert saved_split(df, tmp_path/'out'/'split.csv', 3, write=write).equals(split)

@@ -36,6 +36,7 @@ def test_settings_read_what_they_wrote():
     s = T.TrainSettings('tiny_vit', size='48x32', effective_bs=16, micro_bs=5)
     assert replace(s) == s and replace(s, micro_bs=None, accum=2).accum == 2
     assert (s.size, s.micro_bs) == ((48, 32), 5)
+    assert T.TrainSettings('tiny_vit', pretrained=float('nan')).pretrained is None # an empty cell of a table
 
 @pytest.mark.parametrize('bad,words', [
     (dict(accum=2, micro_bs=8), 'say the same thing twice'), (dict(accum='auto'), "pass micro_bs='auto'"),

@@ -1,0 +1,44 @@
+"The command: what it asks for is what the library is given, refusals have no traceback, help loads nothing heavy"
+import dataclasses, subprocess, sys
+import pytest
+from vision_ft import cli
+from vision_ft.core import SettingsError
+
+def run(*args, **kw): return subprocess.run([sys.executable, '-m', 'vision_ft.cli', *args], capture_output=True, text=True, **kw)
+
+def test_every_option_reaches_its_field(monkeypatch):
+    from vision_ft.classify import compete as C
+    given = {}
+    monkeypatch.setattr(C, 'compete', lambda data, out, settings: given.update(data=data, out=out, settings=settings))
+    line = ('compete photos --out run --epochs 3 --device cpu --models paddy --effective-bs 32 --micro-bs auto --no-flip --folds 4 '
+            '--views plain hflip --ensemble-weights vit=2 swin=1 --groups g.csv --holdout .25 --workers 2 --seed 7')
+    cli.run_command(cli.parser().parse_args(line.split()))
+    assert (given['data'], given['out']) == ('photos', 'run')
+    assert dataclasses.asdict(given['settings']) == dict(
+        models='paddy', effective_bs=32, epochs=3, micro_bs='auto', flip=False, views=['plain', 'hflip'], ensemble_weights=dict(vit=2., swin=1.),
+        groups='g.csv', holdout=.25, k=4, seed=7, device='cpu', num_workers=2)
+
+def test_options_left_out_keep_the_defaults(monkeypatch):
+    from vision_ft.classify import compete as C
+    given = []
+    monkeypatch.setattr(C, 'compete', lambda data, out, settings: given.append(settings))
+    cli.run_command(cli.parser().parse_args(['compete', 'photos', '--out', 'run']))
+    assert given[0] == C.CompeteSettings(models='tiny_photos', ensemble_weights={})
+
+@pytest.mark.parametrize('pairs', [['vit'], ['vit=two'], ['=']])
+def test_ensemble_weights_that_cannot_be_read(pairs):
+    with pytest.raises(SettingsError, match='for example --ensemble-weights vit=2'): cli.parse_ensemble_weights(pairs)
+
+def test_a_refusal_is_two_lines_and_status_2(tmp_path):
+    got = run('compete', 'nowhere', '--out', 'run', cwd=tmp_path)
+    assert got.returncode == 2 and 'Traceback' not in got.stderr
+    assert got.stderr.strip().splitlines()[-1].strip().startswith('Fix: ') and not list(tmp_path.iterdir())
+
+def test_help_is_light():
+    code = "import sys; from vision_ft.cli import parser; parser().format_help(); print([o for o in ('torch', 'fastai', 'pandas') if o in sys.modules])"
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'
+
+def test_an_interrupt_says_that_nothing_is_lost(monkeypatch, capsys):
+    def stop(args): raise KeyboardInterrupt
+    monkeypatch.setattr(cli, 'run_command', stop)
+    assert cli.main(['demo']) == 130 and 'goes on' in capsys.readouterr().err
