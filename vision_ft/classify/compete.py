@@ -292,7 +292,7 @@ def fig_batch(
 )->plt.Figure:
     "A training batch after all transforms, as the first model sees it"
     s = next(iter(plan.trainings.values()))
-    dls = dataloaders(plan.train, plan.valid, s.size, s.item, bs=16, flip=s.flip, num_workers=0)
+    dls = dataloaders(plan.train, plan.valid, s, bs=16, num_workers=0)
     long = max(map(len, plan.train.label)) > 8
     n, ncols, height = (8, 4, 5.5) if long else (16, 8, 3)
     dls.train.show_batch(max_n=n, ncols=ncols, figsize=(10, height))

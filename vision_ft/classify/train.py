@@ -30,15 +30,15 @@ from fastai.vision.data import ImageBlock
 import fastai.callback.schedule, fastai.callback.progress # they patch Learner: fit_one_cycle, no_bar
 from fastcore.meta import delegates
 from tqdm.auto import tqdm
-from ..core import (asset, check_name, open_rgb, parse_size, pick_device, set_seed,
-                            whole_number, DataError, Preds, SettingsError)
+from ..core import (DataError, Preds, SettingsError, asset, check_name, open_rgb, parse_size,
+                            pick_device, set_seed, whole_number)
 from ..models import (TINY, body_head, clean_pretrained, make_model, norm_stats,
                               save_checkpoint)
 from ..memory import free_memory, track_memory
 from ..accum import GradAccum, History, StepBar, halve_on_oom
+from ..planning import BudgetError, plan_micro_bs
 from ..runs import Run, data_id, pretrained_id
 from ..data.tables import read_text
-from ..planning import plan_micro_bs
 
 # %% ../../nbs/classify/20_train.ipynb #0e561d8f
 ITEMS = dict(squish=dict(method='squish'), crop=dict(method='crop'),
@@ -62,7 +62,7 @@ class Upright(PILImage):
     def create(cls,
         fn, # path of an image file; anything else is left to fastai
         **kwargs
-    )->PILImage:
+    ): # an `Upright`; fastai would convert it to a type that was annotated
         "The image, opened"
         return cls(open_rgb(fn)) if isinstance(fn, (str, Path)) else super().create(fn, **kwargs)
 
@@ -280,8 +280,7 @@ def _planned_micro_bs(s, device):
     try:
         return plan_micro_bs(s.arch, s.size, s.effective_bs, budget=None, n_out=len(s.vocab),
                              device=kind, precision=precision, **s.model_args).micro_bs
-    except SettingsError as e:
-        if ' at a time, the budget' not in e.wrong: raise
+    except BudgetError as e:
         fix = 'choose a smaller size or model, or free memory that something else holds.'
         raise SettingsError(e.wrong, fix) from None
 
