@@ -27,11 +27,11 @@ from fastai.metrics import error_rate
 from fastai.vision.augment import Resize, aug_transforms
 from fastai.vision.core import PILImage
 from fastai.vision.data import ImageBlock
-import fastai.callback.schedule, fastai.callback.progress # they patch Learner: fit_one_cycle, no_bar
+import fastai.callback.schedule, fastai.callback.progress # for Learner.fit_one_cycle and no_bar
 from fastcore.meta import delegates
 from tqdm.auto import tqdm
-from ..core import (DataError, Preds, SettingsError, asset, check_name, open_rgb, parse_size,
-                            pick_device, set_seed, whole_number)
+from ..core import (DataError, Preds, SettingsError, asset, check_name, open_rgb,
+                            parse_size, pick_device, set_seed, whole_number)
 from ..models import (TINY, body_head, clean_pretrained, make_model, norm_stats,
                               save_checkpoint)
 from ..memory import free_memory, track_memory
@@ -45,7 +45,7 @@ ITEMS = dict(squish=dict(method='squish'), crop=dict(method='crop'),
              pad=dict(method='pad', pad_mode='zeros'))
 
 def item_tfm(
-    item:str # how to reach a size, and height x width in pixels: 'squish 480', 'crop 640x480', 'pad 480'
+    item:str # how to reach a size, and height x width in pixels, such as 'crop 640x480'
 )->Resize:
     "The fastai transform for an item written as text"
     parts = str(item).split()
@@ -94,10 +94,10 @@ class TrainSettings:
     item:str='squish 480'   # item transform: squish, crop or pad, and a size in pixels
     effective_bs:int=64     # images to an optimizer step
     accum:int=1             # micro-batches to an optimizer step
-    micro_bs:int=None       # instead of `accum`: images to a micro-batch, 'auto' for the most that fit
+    micro_bs:int=None       # instead of `accum`: images to a micro-batch; 'auto': what fits
     epochs:int=5            # passes over the training images, in one cycle of the learning rate
     lr:float=.01            # highest learning rate of the cycle; the head's, with `finetune`
-    finetune:bool=None      # True: the body at lr/10; False: all at lr; None: True with `pretrained`
+    finetune:bool=None      # True: the body at lr/10; False: all at lr; None: if `pretrained`
     pretrained:str=None     # where weights come from: None, 'hub', 'tiny' or a file
     flip:bool=True          # whether a mirror image has the same label
     vocab:list=None         # class names; None for those of the training table
@@ -168,8 +168,9 @@ def _check_labels(train, valid, vocab):
     "Refuse a single class, classes that the model won't know, and images on both sides"
     labels = set(train.label.astype(str))
     if vocab is None and len(labels) == 1:
-        wrong = f'all {len(train)} training images are {labels.pop()!r}: the model would learn nothing else.'
-        raise DataError(wrong, 'train on all classes; for a memory trial on one, pass vocab=… with all.')
+        raise DataError(
+            f'all {len(train)} training images are {labels.pop()!r}: the model would learn nothing else.',
+            'train on all classes; for a memory trial on one, pass vocab=… with all.')
     unknown = (labels | set(valid.label.astype(str))) - set(map(str, vocab or labels))
     if unknown:
         among = 'vocab' if vocab else 'training labels'
@@ -223,10 +224,11 @@ class FirstLoss(Callback):
         self.seen, loss = True, float(self.loss)
         if loss <= self.guess+self.margin: return
         warnings.warn(
-            f'the first loss is {loss:.2f}, that of guessing is {self.guess:.2f}: the head starts with '
-            'wrong answers.\n  Fix: if the file of weights is of other classes, or of these in another '
-            "order, leave its head out (the tensors that begin with model.pretrained_cfg['classifier']); "
-            'otherwise look for wrong labels, or images normalised in another way.')
+            f'the first loss is {loss:.2f}, that of guessing is {self.guess:.2f}: the head starts '
+            'with wrong answers.\n  Fix: if the file of weights is of other classes, or of these in '
+            'another order, leave its head out (the tensors that begin with '
+            "model.pretrained_cfg['classifier']); otherwise look for wrong labels, "
+            'or images normalised in another way.')
 
 # %% ../../nbs/classify/20_train.ipynb #c20a0018
 BODY_SHARE = .1 # the body's learning rate in fine-tuning, as a share of the head's
@@ -254,7 +256,8 @@ class Trained:
 def _check_finite(history, lr):
     nan = history[['train_loss', 'valid_loss']].isna().any(axis=1)
     if not nan.any(): return
-    raise SettingsError(f'the loss became NaN in epoch {int(nan.argmax())}.', f'lower lr (it was {lr}).')
+    wrong = f'the loss became NaN in epoch {int(nan.argmax())}.'
+    raise SettingsError(wrong, f'lower lr (it was {lr}).')
 
 # %% ../../nbs/classify/20_train.ipynb #c20a0020
 def _fit(train, valid, s, device, num_workers, bar, path, micro_bs):
@@ -315,7 +318,7 @@ def train(
     settings,            # `TrainSettings`, or an architecture, with other fields as keywords
     run=None,            # a `Run` or a folder to keep it in
     device:str=None,     # 'cuda', 'mps', 'cpu'; None for the best there is
-    num_workers:int=None,# processes that decode; None for none on a CPU. Another number draws other crops
+    num_workers:int=None,# processes that decode; None for none on a CPU; decides the crops
     progress:bool=True,  # whether to show a bar
     record:dict=None,    # what `training_record` returned for these, if it is known already
     **kwargs
@@ -375,7 +378,8 @@ def read_models(
     for r in rows: check_folder_name(r['name'])
     names = [str(r['name']) for r in rows]
     if len(set(names)) < len(names):
-        raise SettingsError(f'models need different names, got {names}.', 'give each row a name of its own.')
+        raise SettingsError(f'models need different names, got {names}.',
+                            'give each row a name of its own.')
     return rows
 
 def check_folder_name(
@@ -398,8 +402,9 @@ def row_settings(
         said.update((k, v) for k, v in overrides.items() if v is not None)
         return TrainSettings(**read_numbers(said), model_args=read_args(row.get('args', '{}')))
     except (ValueError, TypeError) as e:
-        wrong, fix = getattr(e, 'wrong', e), getattr(e, 'fix', '') or 'lr is a number, args is JSON.'
-        raise SettingsError(f'row {row["name"]!r} of the models table: {wrong}', fix) from None
+        fix = getattr(e, 'fix', '') or 'lr is a number, args is JSON.'
+        wrong = f'row {row["name"]!r} of the models table: {getattr(e, "wrong", e)}'
+        raise SettingsError(wrong, fix) from None
 
 def read_numbers(
     said:dict # fields of `TrainSettings`, as numbers or text
@@ -411,7 +416,8 @@ def read_numbers(
     if 'accum' in said: said['accum'] = min(said['accum'], said.get('effective_bs', 64))
     if 'lr' in said: said['lr'] = float(said['lr'])
     if 'finetune' in said:
-        said['finetune'] = check_name(str(said['finetune']), ['True', 'False'], 'finetune') == 'True'
+        word = check_name(str(said['finetune']), ['True', 'False'], 'finetune')
+        said['finetune'] = word == 'True'
     return said
 
 def read_args(
