@@ -169,7 +169,8 @@ def _check_labels(train, valid, vocab):
     labels = set(train.label.astype(str))
     if vocab is None and len(labels) == 1:
         raise DataError(
-            f'all {len(train)} training images are {labels.pop()!r}: the model would learn nothing else.',
+            f'all {len(train)} training images are {labels.pop()!r}: '
+            'the model would learn nothing else.',
             'train on all classes; for a memory trial on one, pass vocab=… with all.')
     unknown = (labels | set(valid.label.astype(str))) - set(map(str, vocab or labels))
     if unknown:
@@ -225,8 +226,8 @@ class FirstLoss(Callback):
         if loss <= self.guess+self.margin: return
         warnings.warn(
             f'the first loss is {loss:.2f}, that of guessing is {self.guess:.2f}: the head starts '
-            'with wrong answers.\n  Fix: if the file of weights is of other classes, or of these in '
-            'another order, leave its head out (the tensors that begin with '
+            'with wrong answers.\n  Fix: if the file of weights is of other classes, or of these '
+            'in another order, leave its head out (the tensors that begin with '
             "model.pretrained_cfg['classifier']); otherwise look for wrong labels, "
             'or images normalised in another way.')
 
