@@ -55,7 +55,7 @@ def nothing(d): pass
     (nothing, dict(models=MODELS.assign(args='{"drop_path_ratee": 1}')), 'drop_path_ratee'), (nothing, dict(models=MODELS.assign(name='a/b')), 'folder'), (strange_truth, {}, 'no training image has'), (nothing, dict(models=pd.concat([MODELS, MODELS])), 'different names'),
     (nothing, dict(models=MODELS[:1].assign(size='32x48'), views='above'), 'on their side'),
     (nothing, dict(views=['plain', 'hflop']), 'hflip'), (nothing, dict(seed=-1), 'seed must be'), (nothing, dict(num_workers=-1), 'num_workers must be'),
-    (nothing, dict(groups=pd.DataFrame(dict(file=['a'], plant=[1]))), 'lacks id and group'), (nothing, dict(groups={'a.jpg': 1}), 'none of the images'), (nothing, dict(k=100), 'fold'), (nothing, dict(device='tpu'), 'tpu')])
+    (nothing, dict(groups=pd.DataFrame(dict(file=['a'], plant=[1]))), 'lacks id, group'), (nothing, dict(groups={'a.jpg': 1}), 'none of the images'), (nothing, dict(k=100), 'fold'), (nothing, dict(device='tpu'), 'tpu')])
 def test_refused_before_any_training(data, tmp_path, break_it, kwargs, says, monkeypatch):
     monkeypatch.setenv('HF_HOME', str(tmp_path/'hf')); monkeypatch.setattr(C, 'train', lambda *a, **k: pytest.fail('training began'))
     break_it(data)
@@ -113,7 +113,7 @@ def test_rice_photos(photos, tmp_path):
     r = C.compete(photos/'rice'/'photos', tmp_path/'out', models=src, groups=groups, k=4, progress=False)
     assert r.table.index.tolist() == ['convnext', 'ensemble', 'largest class', 'SVC on pixels']
     said = ' '.join(C.summary(r).split())
-    assert 'counts a group as one' in said and 'luck of whole groups' in said
+    assert 'counts a group as one' in said and ('luck of whole groups' in said or 'Nothing changed' in said)
     for name in ('holdout.csv', 'split.csv'): assert not len(leaks(pd.read_csv(tmp_path/'out'/name, dtype=str), groups))
 
 # --- the table of models
@@ -133,7 +133,7 @@ def test_a_cell_left_empty_is_the_default(column, from_file, tmp_path):
     usual = row_settings(dict(name='b', arch='tiny_vit'))
     if column != 'ensemble_weight':
         field = dict(args='model_args').get(column, column)
-        want = b.pretrained is not None if field == 'finetune' else getattr(usual, field)
+        want = getattr(usual, field)
         assert getattr(b, field) == want and getattr(a, field) != getattr(b, field)
 
 def test_rows_with_and_without_pretrained_weights_run_together(data, tmp_path):
