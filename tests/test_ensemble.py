@@ -1,10 +1,11 @@
 "Predictions by strangers, how different the members are, and what each adds"
 import warnings
+from dataclasses import replace
 import numpy as np, pandas as pd, pytest
 from hypothesis import given, strategies as st
 from test_blend import quick, scramble, world, worlds
 from vision_ft.blend import ensemble, mean_loss
-from vision_ft.classify.ensemble import DIVERSITY, diversity, members_table, out_of_fold
+from vision_ft.classify.ensemble import DIVERSITY, diversity, members_table, out_of_fold, weights_verdict
 from vision_ft.core import DataError, Preds, SettingsError
 
 # --- out of fold
@@ -57,3 +58,14 @@ def test_members_table():
     without = ensemble(preds[1:], {'m1': .25, 'm2': .25})
     assert t.without['m0'] == without.error and t.adds['m0'] == pytest.approx(mean_loss(without)-mean_loss(ensemble(preds, {'m0': 2})), abs=1e-6)
     assert ((t.adds_low < t.adds) & (t.adds < t.adds_high))[:3].all() and ((t.low < t.error) & (t.error < t.high)).all()
+
+def test_the_verdict_names_weights_only_where_they_pay():
+    "Of a good and two poor members the good one gets more; of three alike nothing is to be gained"
+    preds = world(8, 800, (3., 1., .5))
+    says = weights_verdict(preds, dict(m0=1/3, m1=1/3, m2=1/3))
+    fitted = {k: float(v) for k, v in (o.split('=') for o in says.split('--ensemble-weights ')[1].split())}
+    assert ': Use ' in says and fitted['m0'] > .5 and sum(fitted.values()) == pytest.approx(1, abs=.01)
+    same = [replace(preds[0], name=n) for n in 'abc']
+    for used, keeps in ((dict(a=.5, b=.25, c=.25), 'Keep a×0.5'), (dict.fromkeys('abc', 1/3), 'Use equal weights: no gain')):
+        says = weights_verdict(same, used)
+        assert keeps in says and '--ensemble-weights' not in says

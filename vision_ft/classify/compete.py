@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['GLOSSARY', 'CompeteSettings', 'plan_views', 'check_models', 'Plan', 'prepare', 'images_to_predict', 'test_record',
            'warn_if_older', 'run_model', 'run_baselines', 'Result', 'collect', 'model_row', 'known_error',
-           'ensemble_row', 'baseline_row', 'summary', 'verdicts', 'weights_verdict', 'fig_batch', 'report_sections',
-           'compete']
+           'ensemble_row', 'baseline_row', 'summary', 'verdicts', 'fig_batch', 'report_sections', 'compete']
 
 # %% ../../nbs/classify/24_compete.ipynb #0fd4142b
 import os, sys, warnings
@@ -23,13 +22,14 @@ from ..models import fetch_pretrained, preflight
 from ..memory import free_memory, plot_memory
 from ..runs import Run, check_out, fingerprint, versions
 from ..stats import compare_preds
-from ..blend import check_ensemble_weights, compare_blends, ensemble
+from ..blend import check_ensemble_weights, ensemble
 from ..report import (Section, error_lines, fig_confusion, fig_errors, fig_losses,
                               fig_worst, write_report)
 from ..data.tables import plot_label_counts, read_text, save_split, saved_split, split_rows
 from .train import (BASELINES, dataloaders, fit_baselines, read_models,
                                       row_settings, train, training_record)
 from .tta import DEFAULT_VIEWS, average_views, check_views, predict_views
+from .ensemble import weights_verdict
 from .kaggle import Competition, read_competition, write_submission
 
 # %% ../../nbs/classify/24_compete.ipynb #2678fe2c
@@ -262,29 +262,14 @@ def verdicts(
     before = ensemble(result.plain, plan.ensemble_weights)
     groups = groups_among(plan.groups, after.ids)
     says = [f'TTA in the ensemble: {compare_preds(before, after, groups=groups)}']
-    if len(plan.trainings) > 1: says.append(weights_verdict(plan))
+    valid = [r.preds('valid_tta') for r in plan.runs]
+    mine = groups_among(plan.groups, valid[0].ids)
+    if len(valid) > 1:
+        says.append(weights_verdict(valid, plan.ensemble_weights, mine, plan.settings.seed))
     if groups is not None:
         says.append('The verdict counts a group as one. The intervals of the errors above count '
                     'images, and are too narrow where those of a group are alike.')
     return says
-
-# %% ../../nbs/classify/24_compete.ipynb #9fbb9970
-def weights_verdict(
-    plan:Plan # of at least two models
-)->str:
-    "Whether weights fitted to the validation images would beat those in use"
-    valid = [r.preds('valid_tta') for r in plan.runs]
-    given = {k: round(v, 3) for k, v in plan.ensemble_weights.items()}
-    even = len(set(given.values())) == 1
-    recipes = ['greedy', 'convex'] if even else ['greedy', 'convex', 'equal']
-    c = compare_blends(valid, recipes, against='equal' if even else given, seed=plan.settings.seed,
-                       groups=groups_among(plan.groups, valid[0].ids))
-    fitted = ' '.join(f'{k}={v:.3g}' for k, v in c.blend.ensemble_weights.items())
-    option, error = '', c.table.error
-    if c.recommended != error.index[0]: option = f' As an option: --ensemble-weights {fitted}'
-    if error[c.recommended] > error.iloc[0]: option = ' As it makes more errors, look twice.'
-    return (f'Weights fitted to the {len(valid[0])} validation images '
-            f'(in two ways, greedy and convex): {c.sentence}{option}')
 
 # %% ../../nbs/classify/24_compete.ipynb #c7a45edd
 def fig_batch(
