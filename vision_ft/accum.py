@@ -13,8 +13,7 @@ from contextlib import contextmanager
 from functools import partial
 from inspect import signature
 from itertools import chain
-from math import ceil, isnan, nan
-from typing import NamedTuple
+from math import ceil, nan
 import pandas as pd, torch, torch.nn.functional as F
 from fastai.callback.core import Callback, CancelBackwardException
 from fastai.callback.mixup import MixHandler
@@ -175,14 +174,14 @@ def check_loss(
     except Exception as e: # whatever a loss of one's own raises on a batch of another size
         why = f'{type(e).__name__}: {e}'.splitlines()[0]
     if why and not quiet:
-        warnings.warn(f'the loss is taken for a mean over samples, which cannot be checked ({why}). '
-                      'Say what it divides by: GradAccum(…, denominator=…).')
+        warnings.warn('the loss is taken for a mean over samples, which cannot be checked '
+                      f'({why}). Say what it divides by: GradAccum(…, denominator=…).')
     if why or not error > 1e-3: return # rounding stays far below
     raise SettingsError(
         f'the loss is not the mean that was assumed: the accumulated gradient is {error:.1%} off.',
         'pass GradAccum(…, denominator=…): what the loss divides by, such as targets that count. '
-        'A loss that mixes samples (dice over a batch, contrastive) has none: '
-        'set the DataLoader\'s batch size to effective_bs, or accept the difference with check=False.')
+        'A loss that mixes samples (dice over a batch, contrastive) has none: set the '
+        "DataLoader's batch size to effective_bs, or accept the difference with check=False.")
 
 # %% ../nbs/04_accum.ipynb #a4c00008
 def micro_denominator(
@@ -218,7 +217,8 @@ def n_samples(
     if n is None:
         raise SettingsError(
             'the number of samples of an epoch is unknown, and with it the number of steps.',
-            'give the DataLoader a dataset or sampler with a length, a batch_sampler also a batch_size.')
+            'give the DataLoader a dataset or sampler with a length, '
+            'a batch_sampler also a batch_size.')
     return n - n%bs if bs and getattr(draws, 'drop_last', False) else n
 
 # %% ../nbs/04_accum.ipynb #aed7dca8
@@ -327,7 +327,8 @@ def watch_batch_norm(
         warnings.warn(
             f'{len(layers)} batch-norm layers see micro-batches of {micro_bs}, not {effective_bs}: '
             "the update is not the full batch's. Choose a model with layer norm, or freeze them: "
-            "Learner(train_bn=False), requires_grad_(False) on their parameters, fastai's BnFreeze.")
+            'Learner(train_bn=False), requires_grad_(False) on their parameters, '
+            "fastai's BnFreeze.")
     if not layers or _smallest_micro(n, micro_bs, effective_bs) > 1: return
     _refuse_single(layers, SettingsError(
         f'{n} images in windows of {effective_bs} and micro-batches of {micro_bs} leave one image '

@@ -159,7 +159,7 @@ def run(self:_GradientFlow, node):
 def _walk_backward(nodes, events):
     "Add to `events` what comes and goes in the backward pass; takes the graph apart"
     flow = _GradientFlow(nodes, events)
-    with mock.patch('torch._C._current_graph_task_id', lambda: 0): # a segment is computed again once
+    with mock.patch('torch._C._current_graph_task_id', lambda: 0): # a segment is recomputed once
         while nodes: flow.run(nodes.pop())
 
 # %% ../nbs/06_planning.ipynb #f660cea0
@@ -169,7 +169,7 @@ def _fake_copy(model, device, mode):
         memo = {id(t): torch.empty_like(t, device=device) for t in model.buffers()}
         for p in model.parameters():
             memo[id(p)] = nn.Parameter(torch.empty_like(p, device=device), p.requires_grad)
-    return copy.deepcopy(model, memo) # tensors that are neither, such as tables of anchors, stay real
+    return copy.deepcopy(model, memo) # other tensors, such as tables of anchors, stay real
 
 def _tensors(tree):
     "All tensors in lists, tuples and dicts"
@@ -180,8 +180,9 @@ def _total_loss(out):
     losses = _tensors(out)
     total = losses[0] if len(losses) == 1 else sum(losses)
     if losses and total.numel() == 1 and total.grad_fn is not None: return total
-    raise SettingsError(f'the step returned {type(out).__name__}, which is no loss that trains the model.',
-                        'return a tensor of one number, or several in a dict, list or tuple.')
+    raise SettingsError(
+        f'the step returned {type(out).__name__}, which is no loss that trains the model.',
+        'return a tensor of one number, or several in a dict, list or tuple.')
 
 # %% ../nbs/06_planning.ipynb #d725c447
 def _trace(step, model, batch, precision, fused_attn):
@@ -314,8 +315,9 @@ def simulate_step(
         inputs = tree_map_only(torch.Tensor, partial(torch.empty_like, device=kind), batch)
         try: trace = _trace(step, fake, inputs, precision, fused_attn)
         except (DataDependentOutputException, DynamicOutputShapeException) as e:
-            raise SettingsError(f'the step looks at values of tensors, in {e.func}; fake ones have none.',
-                                'use masks in place of selections, or measure with `track_memory`.') from e
+            raise SettingsError(
+                f'the step looks at values of tensors, in {e.func}; fake ones have none.',
+                'use masks in place of selections, or measure with `track_memory`.') from e
         parts = _step_parts(fake, [t.nbytes for t in _tensors(inputs)], trace, optimizer, kind)
     title = f'{type(model).__name__}, {precision}, {optimizer}'
     return MemoryPrediction(parts, title, events=tuple(trace[0]))
@@ -508,7 +510,8 @@ class MicroPlan:
         split = f'micro_bs {self.micro_bs}, accum {self.accum}, effective_bs {self.effective_bs}'
         sure = 'sure' if self.sure else 'not sure'
         left = f'{abs(self.spare_mib):,.0f} MiB are {"left" if self.spare_mib >= 0 else "missing"}'
-        if self.unknown_mib: left += f' if the process takes {self.unknown_mib:,.0f} more than assumed'
+        if self.unknown_mib:
+            left += f' if the process takes {self.unknown_mib:,.0f} more than assumed'
         if not self.sure: left += f', {self.margin_mib:,.0f} should be left; {self._advice()}'
         return f'{split}: {self.peak_mib:,.0f} of {self.budget_mib:,.0f} MiB; {sure}: {left}'
 
@@ -585,8 +588,9 @@ def plan_micro_bs(
     if n := _largest_that_fits(fits, eff): return plans[n]
     least, p = min(plans.items())
     images = f'{least} image{"s"*(least > 1)} at a time'
-    raise BudgetError(f'{arch} at {size} px needs {p.peak_mib:,.0f} MiB for {images}, the budget is {mib:,.0f}.',
-                      'try a smaller size or model, checkpointing=True or a frozen body.')
+    raise BudgetError(
+        f'{arch} at {size} px needs {p.peak_mib:,.0f} MiB for {images}, the budget is {mib:,.0f}.',
+        'try a smaller size or model, checkpointing=True or a frozen body.')
 
 # %% ../nbs/06_planning.ipynb #6f8bfe26
 def _probe(arch, size, micro_bs, settings, device):
