@@ -7,8 +7,7 @@ __all__ = ['VIEWS', 'COLOURS', 'MIN_AREA', 'DEFAULT_VIEWS', 'view_matrix', 'view
            'head_probs', 'ModelSpec', 'image_table', 'predict_views', 'average_views', 'tta', 'fit_view_weights']
 
 # %% ../../nbs/classify/21_tta.ipynb #d9b3ab17
-import math
-import re
+import math, re
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -73,8 +72,6 @@ def _random_crops(number, ids, seed):
     m[:, :2, 2] = (2*place-1)*(1-side)
     return m
 
-def _zoom(part): return _affine(1/float(part[4:]), yy=1/float(part[4:]))
-
 # %% ../../nbs/classify/21_tta.ipynb #670ad519
 def view_matrix(
     name:str, # the parts of a view joined by '+', such as 'hflip+random2'
@@ -85,7 +82,7 @@ def view_matrix(
     m = np.eye(3)[None]
     for part in name.split('+'):
         if part.startswith('random'): m = m@_random_crops(int(part[6:]), ids, seed)
-        elif part.startswith('zoom'): m = m@_zoom(part)
+        elif part.startswith('zoom'): m = m@_affine(1/float(part[4:]), yy=1/float(part[4:]))
         elif part not in COLOURS: m = m@VIEWS[part]
     return m
 
@@ -108,18 +105,10 @@ DEFAULT_VIEWS |= {True: DEFAULT_VIEWS['photos'], False: DEFAULT_VIEWS['symbols']
 
 _TURNED = ('rot90', 'rot270', 'transpose', 'transverse') # an image on its side
 
-def _check_part(part):
-    zoom = re.fullmatch(r'zoom(\d+(\.\d+)?)', part)
-    if zoom and not .5 <= float(zoom[1]) <= 4:
-        raise SettingsError(f'{part!r} is out of range.', 'it goes from zoom0.5 to zoom4.')
-    if not zoom and not re.fullmatch(r'random[1-9]\d*', part):
-        check_name(part, [*VIEWS, *COLOURS, 'random1', 'zoom1.2'], 'view')
-
 def _check_upright(name, h, w):
     if h != w and sum(p in _TURNED for p in name.split('+')) % 2:
-        raise SettingsError(
-            f'view {name!r} lays images of {h}×{w} (height × width) on their side '
-            'and would squeeze them.',
+        raise SettingsError(f'view {name!r} lays images of {h}×{w} (height × width) on their '
+            'side and would squeeze them.',
             'leave it out, or choose a square size.')
 
 # %% ../../nbs/classify/21_tta.ipynb #7f35c8b2
@@ -133,7 +122,12 @@ def check_views(
     if not views or len(set(views)) < len(views) or not all(isinstance(v, str) for v in views):
         raise SettingsError(f'views must be at least one name and no name twice, got {views}.',
                             "pass names such as ['plain', 'hflip'].")
-    for part in {p for v in views for p in v.split('+')}: _check_part(part)
+    for part in {p for v in views for p in v.split('+')}:
+        zoom = re.fullmatch(r'zoom(\d+(\.\d+)?)', part)
+        if zoom and not .5 <= float(zoom[1]) <= 4:
+            raise SettingsError(f'{part!r} is out of range.', 'it goes from zoom0.5 to zoom4.')
+        if not zoom and not re.fullmatch(r'random[1-9]\d*', part):
+            check_name(part, [*VIEWS, *COLOURS, 'random1', 'zoom1.2'], 'view')
     if size is not None:
         for v in views: _check_upright(v, *parse_size(size))
     return views
@@ -328,17 +322,6 @@ def _list_images(images):
                         'a dataloader goes with `ModelSpec(learn.model, learn.dls.vocab)`.')
     return pd.DataFrame(dict(id=[str(f) for f in files], path=[str(f) for f in files]))
 
-def _check_rows(table):
-    if lack := [c for c in ('id', 'path') if c not in table]:
-        raise DataError(
-            f'the table has no column {" and no ".join(lack)}; it has {list(table.columns)}.',
-            'make it with chapter 10, such as `read_folder(…)`, or pass a list of paths.')
-    if not len(table):
-        raise DataError('there are no images to predict.', 'pass a table with a row an image.')
-    if n := int(table.id.astype(str).duplicated().sum()):
-        raise DataError(f'{n} ids come more than once.',
-                        'pass each image once, and paths rather than names.')
-
 def _check_readable(paths):
     for path in paths:
         try: open_rgb(path)
@@ -353,7 +336,15 @@ def image_table(
 )->pd.DataFrame: # of at least id and path, both str
     "The images to predict, each of them there"
     table = images if isinstance(images, pd.DataFrame) else _list_images(images)
-    _check_rows(table)
+    if lack := [c for c in ('id', 'path') if c not in table]:
+        raise DataError(
+            f'the table has no column {" and no ".join(lack)}; it has {list(table.columns)}.',
+            'make it with chapter 10, such as `read_folder(…)`, or pass a list of paths.')
+    if not len(table):
+        raise DataError('there are no images to predict.', 'pass a table with a row an image.')
+    if n := int(table.id.astype(str).duplicated().sum()):
+        raise DataError(f'{n} ids come more than once.',
+                        'pass each image once, and paths rather than names.')
     paths = [Path(str(p)) for p in table.path]
     paths = [p if p.is_file() else Path(root)/p for p in paths]
     if missing := [p for p in paths if not p.is_file()]:
@@ -371,9 +362,8 @@ def _check_learner(spec):
             'pass `ModelSpec(learn.model, vocab)` and a dataloader.')
     targets = [tl.types[-1].__name__ for tl in ds.tls[1:]]
     if spec.vocab is None and (len(targets) != 1 or getattr(spec.model.dls, 'vocab', None) is None):
-        raise SettingsError(
-            'TTA averages probabilities of one set of classes; '
-            f'the targets of this Learner are {" and ".join(targets)}.',
+        raise SettingsError('TTA averages probabilities of one set of classes; the targets '
+            f'of this Learner are {" and ".join(targets)}.',
             'use `learn.get_preds(dl=learn.dls.test_dl(paths))`; '
             'if its outputs are classes, pass `ModelSpec(learn, vocab)`.')
     if any(o is not None for o in (spec.ids, spec.size, spec.stats)):
@@ -524,12 +514,6 @@ def __iter__(self:_ModelReader):
     if self.ids is not None and n_done != len(self.ids):
         raise DataError(f'{n_done} images came for {len(self.ids)} ids.', fix)
 
-def _open_reader(learn, images, bs, num_workers):
-    "The reader for a Learner or for a plain model"
-    spec = learn if isinstance(learn, ModelSpec) else ModelSpec(learn)
-    if isinstance(spec.model, Learner): return _LearnerReader(spec, images, bs, num_workers)
-    return _ModelReader(spec, images)
-
 # %% ../../nbs/classify/21_tta.ipynb #86984ab9
 def _view_outputs(reader, ids, x, views, seed):
     "(view, model's output) of a batch, view by view"
@@ -569,9 +553,8 @@ def _check_range(x, views):
     if not changed: return
     low, high = float(x.min()), float(x.max())
     if low < -.01 or high > 1.01:
-        raise DataError(
-            f'views {changed} change colours of values in [0,1]; '
-            f'these go from {low:.2f} to {high:.2f}.',
+        raise DataError(f'views {changed} change colours of values in [0,1]; these go from '
+            f'{low:.2f} to {high:.2f}.',
             'pass stats=(mean, std) to ModelSpec if they are normalised, or leave those views out.')
 
 def _check_finite(p, ids):
@@ -601,7 +584,9 @@ def predict_views(
 )->dict:              # view → `Preds`; for several outputs: output → view → `Preds`
     "Predict every image in every view, each image decoded once"
     views = check_views(views)
-    reader = _open_reader(learn, images, bs, num_workers)
+    spec = learn if isinstance(learn, ModelSpec) else ModelSpec(learn)
+    if isinstance(spec.model, Learner): reader = _LearnerReader(spec, images, bs, num_workers)
+    else: reader = _ModelReader(spec, images)
     ids, probs = [], {}
     with _evaluating(reader.model):
         for own, x in tqdm(reader, desc=name or 'predict', disable=not progress, leave=False):
@@ -643,7 +628,8 @@ def tta(
 )->Preds|dict:  # a dict {output: Preds} where there are several outputs
     "Test-time augmentation: the average over `views`, by default those of `DEFAULT_VIEWS[flip]`"
     if flip not in DEFAULT_VIEWS: check_name(flip, ['photos', 'symbols', 'above'], 'kind of images')
-    by_view = predict_views(learn, images, DEFAULT_VIEWS[flip] if views is None else views, **kwargs)
+    if views is None: views = DEFAULT_VIEWS[flip]
+    by_view = predict_views(learn, images, views, **kwargs)
     if all(isinstance(p, Preds) for p in by_view.values()): return average_views(by_view)
     return {output: average_views(of_output) for output, of_output in by_view.items()}
 
