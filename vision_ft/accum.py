@@ -13,8 +13,7 @@ from contextlib import contextmanager
 from functools import partial
 from inspect import signature
 from itertools import chain
-from math import ceil, isnan, nan
-from typing import NamedTuple
+from math import ceil, nan
 import pandas as pd, torch, torch.nn.functional as F
 from fastai.callback.core import Callback, CancelBackwardException
 from fastai.callback.mixup import MixHandler
@@ -175,14 +174,14 @@ def check_loss(
     except Exception as e: # whatever a loss of one's own raises on a batch of another size
         why = f'{type(e).__name__}: {e}'.splitlines()[0]
     if why and not quiet:
-        warnings.warn(f'the loss is taken for a mean over samples, which cannot be checked ({why}). '
-                      'Say what it divides by: GradAccum(…, denominator=…).')
+        warnings.warn('the loss is taken for a mean over samples, which cannot be checked '
+                      f'({why}). Say what it divides by: GradAccum(…, denominator=…).')
     if why or not error > 1e-3: return # rounding stays far below
     raise SettingsError(
         f'the loss is not the mean that was assumed: the accumulated gradient is {error:.1%} off.',
         'pass GradAccum(…, denominator=…): what the loss divides by, such as targets that count. '
-        'A loss that mixes samples (dice over a batch, contrastive) has none: '
-        'set the DataLoader\'s batch size to effective_bs, or accept the difference with check=False.')
+        'A loss that mixes samples (dice over a batch, contrastive) has none: set the '
+        "DataLoader's batch size to effective_bs, or accept the difference with check=False.")
 
 # %% ../nbs/04_accum.ipynb #a4c00008
 def micro_denominator(
@@ -218,7 +217,8 @@ def n_samples(
     if n is None:
         raise SettingsError(
             'the number of samples of an epoch is unknown, and with it the number of steps.',
-            'give the DataLoader a dataset or sampler with a length, a batch_sampler also a batch_size.')
+            'give the DataLoader a dataset or sampler with a length, '
+            'a batch_sampler also a batch_size.')
     return n - n%bs if bs and getattr(draws, 'drop_last', False) else n
 
 # %% ../nbs/04_accum.ipynb #aed7dca8
@@ -264,11 +264,6 @@ def _balance(window, micro_bs, batch):
     whole = batch.join(window)
     return [batch.cut(whole, n*i//k, n*(i+1)//k) for i in range(k)]
 
-def _smallest_micro(n, micro_bs, effective_bs):
-    "Samples of the smallest micro-batch of an epoch"
-    windows = Windows([(o,) for o in torch.arange(n).split(micro_bs)], effective_bs)
-    return min(len(b[0]) for _ in windows for b in windows.window)
-
 # %% ../nbs/04_accum.ipynb #53939468
 class GradAccum(Callback):
     "One optimizer step for every `effective_bs` samples, with the gradient of a batch of that size"
@@ -296,7 +291,8 @@ class GradAccum(Callback):
 
     def after_batch(self):
         "The window is done: what was kept of it goes"
-        self.window, self.others, self.kept, self.stepping = [], [], [], False
+        self.window, self.others, self.stepping = [], [], False
+        self.counts, self.losses, self.kept = [], [], []
         if self.hook: self.hook.remove()
         self.hook = None
 
@@ -323,12 +319,14 @@ def watch_batch_norm(
 ):
     "Warn if batch norm sees micro-batches; refuse the next forward pass if one sample is too few"
     layers = [m for m in model.modules() if isinstance(m, bn_types) and m.training]
-    if layers and micro_bs < effective_bs:
-        warnings.warn(
-            f'{len(layers)} batch-norm layers see micro-batches of {micro_bs}, not {effective_bs}: '
-            "the update is not the full batch's. Choose a model with layer norm, or freeze them: "
-            "Learner(train_bn=False), requires_grad_(False) on their parameters, fastai's BnFreeze.")
-    if not layers or _smallest_micro(n, micro_bs, effective_bs) > 1: return
+    if not layers: return
+    if micro_bs < effective_bs:
+        warnings.warn(f'{len(layers)} batch-norm layers see micro-batches of {micro_bs}, '
+            f"not {effective_bs}: the update is not the full batch's. Choose a model with layer "
+            'norm, or freeze them: Learner(train_bn=False), requires_grad_(False) on their '
+            "parameters, fastai's BnFreeze.")
+    windows = Windows([(o,) for o in torch.arange(n).split(micro_bs)], effective_bs)
+    if min(len(b[0]) for _ in windows for b in windows.window) > 1: return
     _refuse_single(layers, SettingsError(
         f'{n} images in windows of {effective_bs} and micro-batches of {micro_bs} leave one image '
         'alone, and batch norm needs more than one value a channel.',
@@ -363,7 +361,6 @@ def before_batch(self:GradAccum):
     learn, self.window = self.learn, self.dl.window
     if self.first: self._before_first_window()
     self.keep = self.train_metrics or (self.unchecked and len(self.window) > 1)
-    self.counts, self.losses, self.kept = [], [], []
     self.opt.zero_grad() # nothing is left over from a fit that was interrupted
     self.others = [cb for cb in learn.cbs.sorted('order') if cb is not self]
     last = learn.xb, learn.yb
@@ -396,19 +393,15 @@ def before_backward(self:GradAccum):
     "Weigh the loss of a micro-batch, now that the other callbacks have had their say on it"
     learn = self.learn
     n = micro_denominator(learn.loss_func, learn.pred, learn.yb, self.denominator, self.batch)
-    if not self.counts: self.base = 1. if _is_sum(learn.loss_func) else self._expect(n)
+    if not self.counts: # as if the whole window were like its first micro-batch
+        sizes = [self.batch.length(b) for b in self.window]
+        self.base = 1. if _is_sum(learn.loss_func) else n*sum(sizes)/sizes[0] or float(sum(sizes))
     self.counts.append(n)
     self.losses.append(learn.loss.detach())
     if self.keep: self.kept.append((to_detach(learn.pred, cpu=False, gather=False), learn.yb))
     if n == 0 and (any(self.counts) or len(self.counts) < len(self.window)):
         raise CancelBackwardException # a mean over nothing is NaN and has no gradient
     if any(self.counts): learn.loss_grad = learn.loss_grad*(n/self.base)
-
-@patch
-def _expect(self:GradAccum, n):
-    "What the window's loss would divide by if all samples were like those of the first micro-batch"
-    sizes = [self.batch.length(b) for b in self.window]
-    return n*sum(sizes)/sizes[0] or float(sum(sizes))
 
 @patch
 def after_backward(self:GradAccum):

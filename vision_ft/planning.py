@@ -25,6 +25,10 @@ from .memory import MiB, free_memory, memory_report, track_memory
 from .models import body_head, make_model
 
 # %% ../nbs/06_planning.ipynb #b8284003
+def _tensors(tree):
+    "All tensors in lists, tuples and dicts"
+    return [t for t in tree_leaves(tree) if isinstance(t, torch.Tensor)]
+
 def _storage_id(t):
     "Identity of the memory behind a tensor; views share it"
     return t.untyped_storage()._cdata
@@ -40,17 +44,14 @@ class _StorageRecorder(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         is_copy = func is torch.ops.aten._to_copy.default and _storage_id(args[0]) in self.own
-        for t in tree_leaves(out):
-            if isinstance(t, torch.Tensor): self.add(t.untyped_storage(), is_copy)
+        for storage in (t.untyped_storage() for t in _tensors(out)):
+            i, n = storage._cdata, storage.nbytes()
+            if i in self.live or i in self.own or not n: continue
+            key = 'tensor', len(self.events)
+            self.events.append((key, n))
+            self.live[i] = n, is_copy
+            weakref.finalize(storage, self.remove, i, key)
         return out
-
-    def add(self, storage, is_copy):
-        i, n = storage._cdata, storage.nbytes()
-        if i in self.live or i in self.own or not n: return
-        key = 'tensor', len(self.events)
-        self.events.append((key, n))
-        self.live[i] = n, is_copy
-        weakref.finalize(storage, self.remove, i, key)
 
     def remove(self, i, key):
         self.events.append((key, None))
@@ -132,14 +133,12 @@ class _GradientFlow:
         self.users[key] += 1
 
 # %% ../nbs/06_planning.ipynb #817908e9
-def _saved_tensors(node):
-    "What a node has saved; a checkpointed segment is computed again for it"
-    return [getattr(node, k) for k in dir(node) if k.startswith('_saved_') or k == 'saved_tensors']
-
 @patch
 def run(self:_GradientFlow, node):
     "A node takes the gradients that wait for it, hands on its own and lets go what nobody needs"
-    saved, inputs, name = _saved_tensors(node), node._input_metadata, node.name()
+    # A checkpointed segment is computed again for what its nodes have saved
+    saved = [getattr(node, k) for k in dir(node) if k.startswith(('_saved_', 'saved_tensors'))]
+    inputs, name = node._input_metadata, node.name()
     came = {i: self.waiting.pop((node, i)) for i in range(len(inputs)) if (node, i) in self.waiting}
     first = next(iter(came), None)
     full, gone = -1 if first is None else _grad_bytes(inputs[first]), set(came.values())
@@ -155,11 +154,12 @@ def run(self:_GradientFlow, node):
         if not leaf: self.send((to, i), key, n)
     for key in came.values(): self.users[key] -= 1
     self.events += [(key, None) for key in gone if not self.users[key]]
+    del saved # not before: a node holds it while it runs
 
 def _walk_backward(nodes, events):
     "Add to `events` what comes and goes in the backward pass; takes the graph apart"
     flow = _GradientFlow(nodes, events)
-    with mock.patch('torch._C._current_graph_task_id', lambda: 0): # a segment is computed again once
+    with mock.patch('torch._C._current_graph_task_id', lambda: 0): # a segment is recomputed once
         while nodes: flow.run(nodes.pop())
 
 # %% ../nbs/06_planning.ipynb #f660cea0
@@ -169,19 +169,16 @@ def _fake_copy(model, device, mode):
         memo = {id(t): torch.empty_like(t, device=device) for t in model.buffers()}
         for p in model.parameters():
             memo[id(p)] = nn.Parameter(torch.empty_like(p, device=device), p.requires_grad)
-    return copy.deepcopy(model, memo) # tensors that are neither, such as tables of anchors, stay real
-
-def _tensors(tree):
-    "All tensors in lists, tuples and dicts"
-    return [t for t in tree_leaves(tree) if isinstance(t, torch.Tensor)]
+    return copy.deepcopy(model, memo) # other tensors, such as tables of anchors, stay real
 
 def _total_loss(out):
     "The loss that a step returned, or the sum of its losses"
     losses = _tensors(out)
     total = losses[0] if len(losses) == 1 else sum(losses)
     if losses and total.numel() == 1 and total.grad_fn is not None: return total
-    raise SettingsError(f'the step returned {type(out).__name__}, which is no loss that trains the model.',
-                        'return a tensor of one number, or several in a dict, list or tuple.')
+    raise SettingsError(
+        f'the step returned {type(out).__name__}, which is no loss that trains the model.',
+        'return a tensor of one number, or several in a dict, list or tuple.')
 
 # %% ../nbs/06_planning.ipynb #d725c447
 def _trace(step, model, batch, precision, fused_attn):
@@ -314,8 +311,9 @@ def simulate_step(
         inputs = tree_map_only(torch.Tensor, partial(torch.empty_like, device=kind), batch)
         try: trace = _trace(step, fake, inputs, precision, fused_attn)
         except (DataDependentOutputException, DynamicOutputShapeException) as e:
-            raise SettingsError(f'the step looks at values of tensors, in {e.func}; fake ones have none.',
-                                'use masks in place of selections, or measure with `track_memory`.') from e
+            raise SettingsError(
+                f'the step looks at values of tensors, in {e.func}; fake ones have none.',
+                'use masks in place of selections, or measure with `track_memory`.') from e
         parts = _step_parts(fake, [t.nbytes for t in _tensors(inputs)], trace, optimizer, kind)
     title = f'{type(model).__name__}, {precision}, {optimizer}'
     return MemoryPrediction(parts, title, events=tuple(trace[0]))
@@ -430,13 +428,13 @@ def predict_memory(
     return replace(p, parts=parts, title=title)
 
 # %% ../nbs/06_planning.ipynb #8935523f
-def _train_steps(arch, size, n, settings, device, steps=2):
-    "Train on `n` random images for a few steps"
+def _train_steps(arch, size, n, settings, device):
+    "Train on `n` random images for two steps"
     model = _make_step_model(arch, size, settings, device)
     images = _images(n, size, settings, device).normal_()
     opt = OPTIMIZERS[settings.optimizer][-1]([p for p in model.parameters() if p.requires_grad])
     kind, dtype = device.split(':')[0], PRECISIONS[settings.precision]
-    for _ in range(steps):
+    for _ in range(2):
         with torch.autocast(kind, dtype, enabled=dtype is not None):
             loss = _classifier_step(model, images)
         loss.backward()
@@ -471,7 +469,8 @@ def measure_training(
     **kwargs                    # fields of `StepSettings`, and arguments for `timm.create_model`
 )->float:                       # MiB: on a GPU the whole process, on a CPU what the training adds
     "Peak memory of two steps of training on `micro_bs` random images"
-    s, size, device = _step_settings(settings, kwargs), parse_size(size), pick_device(_device(device))
+    s, size = _step_settings(settings, kwargs), parse_size(size)
+    device = pick_device(_device(device))
     if device == 'cpu' and own_process:
         return _measure_in_child(arch=arch, size=size, micro_bs=micro_bs, **asdict(s))
     if device == 'cpu': # a first step loads libraries
@@ -508,13 +507,13 @@ class MicroPlan:
         split = f'micro_bs {self.micro_bs}, accum {self.accum}, effective_bs {self.effective_bs}'
         sure = 'sure' if self.sure else 'not sure'
         left = f'{abs(self.spare_mib):,.0f} MiB are {"left" if self.spare_mib >= 0 else "missing"}'
-        if self.unknown_mib: left += f' if the process takes {self.unknown_mib:,.0f} more than assumed'
-        if not self.sure: left += f', {self.margin_mib:,.0f} should be left; {self._advice()}'
+        advice = 'measure with probe=True'
+        if self.unknown_mib:
+            left += f' if the process takes {self.unknown_mib:,.0f} more than assumed'
+            advice = f'pass overhead_mib= or {advice}'
+        if 'fixed' in self.parts: advice = 'be ready for a smaller micro-batch' # it was measured
+        if not self.sure: left += f', {self.margin_mib:,.0f} should be left; {advice}'
         return f'{split}: {self.peak_mib:,.0f} of {self.budget_mib:,.0f} MiB; {sure}: {left}'
-
-    def _advice(self):
-        if 'fixed' in self.parts: return 'be ready for a smaller micro-batch' # it was measured
-        return f'{"pass overhead_mib= or " if self.unknown_mib else ""}measure with probe=True'
 
 # %% ../nbs/06_planning.ipynb #e21d9aca
 def _free_mib(device):
@@ -549,7 +548,8 @@ def _largest_that_fits(fits, eff):
     "The largest micro-batch that fits, None if there is none"
     if fits(eff): return eff
     sizes = sorted({math.ceil(eff/k) for k in range(1, eff+1)}) # the largest of k micro-batches
-    i = bisect.bisect_left(sizes, True, hi=len(sizes)-1, key=lambda n: not fits(n))
+    try: i = bisect.bisect_left(sizes, True, hi=len(sizes)-1, key=lambda n: not fits(n))
+    except BatchNormError: return None # of one image; a larger micro-batch was too much
     return sizes[i-1] if i else None
 
 # %% ../nbs/06_planning.ipynb #6a1aab7b
@@ -569,15 +569,12 @@ def plan_micro_bs(
     eff, hw, device = whole_number(effective_bs, 'effective_bs'), parse_size(size), _device(device)
     s, mib = _step_settings(settings, kwargs), _budget_mib(budget, device)
     reserves = _reserves(mib, s, known=probe or device == 'cpu' or overhead_mib is not None)
-    predict = partial(predict_memory, arch, hw, settings=s, device=device, overhead_mib=overhead_mib)
-    line = predict(eff, probe=True).parts/[1, eff] if probe else None # measured once
+    needs = partial(predict_memory, arch, hw, settings=s, device=device, overhead_mib=overhead_mib)
+    line = needs(eff, probe=True).parts/[1, eff] if probe else None # measured once
     plans = {}
 
     def fits(n):
-        try: parts = line*[1, n] if probe else predict(n).parts
-        except BatchNormError: # of one image; a larger micro-batch was too much
-            if eff == 1: raise
-            return False
+        parts = line*[1, n] if probe else needs(n).parts
         parts['window'] = _images(eff-n, hw, s, 'meta').nbytes/MiB
         plans[n] = MicroPlan(n, math.ceil(eff/n), eff, mib, parts, *reserves)
         return plans[n].peak_mib <= mib
@@ -585,8 +582,9 @@ def plan_micro_bs(
     if n := _largest_that_fits(fits, eff): return plans[n]
     least, p = min(plans.items())
     images = f'{least} image{"s"*(least > 1)} at a time'
-    raise BudgetError(f'{arch} at {size} px needs {p.peak_mib:,.0f} MiB for {images}, the budget is {mib:,.0f}.',
-                      'try a smaller size or model, checkpointing=True or a frozen body.')
+    raise BudgetError(
+        f'{arch} at {size} px needs {p.peak_mib:,.0f} MiB for {images}, the budget is {mib:,.0f}.',
+        'try a smaller size or model, checkpointing=True or a frozen body.')
 
 # %% ../nbs/06_planning.ipynb #6f8bfe26
 def _probe(arch, size, micro_bs, settings, device):

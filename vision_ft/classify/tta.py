@@ -7,8 +7,7 @@ __all__ = ['VIEWS', 'COLOURS', 'MIN_AREA', 'DEFAULT_VIEWS', 'view_matrix', 'view
            'head_probs', 'ModelSpec', 'image_table', 'predict_views', 'average_views', 'tta', 'fit_view_weights']
 
 # %% ../../nbs/classify/21_tta.ipynb #d9b3ab17
-import math
-import re
+import math, re
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -73,8 +72,6 @@ def _random_crops(number, ids, seed):
     m[:, :2, 2] = (2*place-1)*(1-side)
     return m
 
-def _zoom(part): return _affine(1/float(part[4:]), yy=1/float(part[4:]))
-
 # %% ../../nbs/classify/21_tta.ipynb #670ad519
 def view_matrix(
     name:str, # the parts of a view joined by '+', such as 'hflip+random2'
@@ -85,7 +82,7 @@ def view_matrix(
     m = np.eye(3)[None]
     for part in name.split('+'):
         if part.startswith('random'): m = m@_random_crops(int(part[6:]), ids, seed)
-        elif part.startswith('zoom'): m = m@_zoom(part)
+        elif part.startswith('zoom'): m = m@_affine(1/float(part[4:]), yy=1/float(part[4:]))
         elif part not in COLOURS: m = m@VIEWS[part]
     return m
 
@@ -108,17 +105,10 @@ DEFAULT_VIEWS |= {True: DEFAULT_VIEWS['photos'], False: DEFAULT_VIEWS['symbols']
 
 _TURNED = ('rot90', 'rot270', 'transpose', 'transverse') # an image on its side
 
-def _check_part(part):
-    zoom = re.fullmatch(r'zoom(\d+(\.\d+)?)', part)
-    if zoom and not .5 <= float(zoom[1]) <= 4:
-        raise SettingsError(f'{part!r} is out of range.', 'it goes from zoom0.5 to zoom4.')
-    if not zoom and not re.fullmatch(r'random[1-9]\d*', part):
-        check_name(part, [*VIEWS, *COLOURS, 'random1', 'zoom1.2'], 'view')
-
 def _check_upright(name, h, w):
     if h != w and sum(p in _TURNED for p in name.split('+')) % 2:
-        raise SettingsError(
-            f'view {name!r} lays images of {h}×{w} (height × width) on their side and would squeeze them.',
+        raise SettingsError(f'view {name!r} lays images of {h}×{w} (height × width) on their '
+            'side and would squeeze them.',
             'leave it out, or choose a square size.')
 
 # %% ../../nbs/classify/21_tta.ipynb #7f35c8b2
@@ -132,7 +122,12 @@ def check_views(
     if not views or len(set(views)) < len(views) or not all(isinstance(v, str) for v in views):
         raise SettingsError(f'views must be at least one name and no name twice, got {views}.',
                             "pass names such as ['plain', 'hflip'].")
-    for part in {p for v in views for p in v.split('+')}: _check_part(part)
+    for part in {p for v in views for p in v.split('+')}:
+        zoom = re.fullmatch(r'zoom(\d+(\.\d+)?)', part)
+        if zoom and not .5 <= float(zoom[1]) <= 4:
+            raise SettingsError(f'{part!r} is out of range.', 'it goes from zoom0.5 to zoom4.')
+        if not zoom and not re.fullmatch(r'random[1-9]\d*', part):
+            check_name(part, [*VIEWS, *COLOURS, 'random1', 'zoom1.2'], 'view')
     if size is not None:
         for v in views: _check_upright(v, *parse_size(size))
     return views
@@ -217,7 +212,7 @@ def _split_tfms(tfms):
     n_before = next((i+1 for i, t in enumerate(tfms) if isinstance(t, IntToFloatTensor)), 0)
     if not n_before:
         raise SettingsError('the Learner has no IntToFloatTensor among its batch transforms.',
-                            'pass `ModelSpec(learn.model, learn.dls.vocab)` and a dataloader of floats.')
+            'pass `ModelSpec(learn.model, learn.dls.vocab)` and a dataloader of floats.')
     places = [i for i, t in enumerate(tfms) if isinstance(t, _GEOMETRY)]
     first, last = (places[0], places[-1]+1) if places else (n_before, n_before)
     return tfms[:first], tfms[first:last], tfms[last:]
@@ -260,7 +255,8 @@ def _class_probs(z, classes, act=None, name='the model'):
                             'name every column in vocab; one column takes two names.')
     if act is not None: return act(z)
     if (z >= 0).all() and (z.sum(1)-1).abs().max() < 1e-4:
-        raise SettingsError(f'{name} returns probabilities already.', 'pass the model without its softmax.')
+        raise SettingsError(f'{name} returns probabilities already.',
+                            'pass the model without its softmax.')
     return z.softmax(1)
 
 def _name_outputs(out, vocab):
@@ -288,7 +284,8 @@ def head_probs(
         named = _name_outputs(out, vocab)
         return {k: _class_probs(z, vocab[k], name=f'output {k!r}') for k, z in named.items()}
     if not torch.is_tensor(out):
-        raise SettingsError(f'the model returns {len(out)} outputs.', 'pass vocab as a dict {output: names}.')
+        raise SettingsError(f'the model returns {len(out)} outputs.',
+                            'pass vocab as a dict {output: names}.')
     return {None: _class_probs(out, vocab, act)}
 
 # %% ../../nbs/classify/21_tta.ipynb #ffd93634
@@ -297,7 +294,7 @@ class ModelSpec:
     "A model, and what can't be read from it"
     model:nn.Module       # or a Learner with outputs that its `dls.vocab` doesn't name
     vocab:list|dict=None  # names of the classes, or {output: names}; None for a Learner's own
-    ids:list=None         # (N,) of the images in a dataloader; None for those in its batches, or numbers
+    ids:list=None         # (N,) of a dataloader's images; None for those in its batches, or numbers
     size:int|tuple=None   # pixels of the views, where a dataloader's images are larger
     stats:tuple=None      # (mean, std) a dataloader's images are normalised with; None for [0,1]
 
@@ -325,20 +322,12 @@ def _list_images(images):
                         'a dataloader goes with `ModelSpec(learn.model, learn.dls.vocab)`.')
     return pd.DataFrame(dict(id=[str(f) for f in files], path=[str(f) for f in files]))
 
-def _check_rows(table):
-    if lack := [c for c in ('id', 'path') if c not in table]:
-        raise DataError(f'the table has no column {" and no ".join(lack)}; it has {list(table.columns)}.',
-                        'make it with chapter 10, such as `read_folder(…)`, or pass a list of paths.')
-    if not len(table): raise DataError('there are no images to predict.', 'pass a table with a row an image.')
-    if n := int(table.id.astype(str).duplicated().sum()):
-        raise DataError(f'{n} ids come more than once.', 'pass each image once, and paths rather than names.')
-
 def _check_readable(paths):
     for path in paths:
         try: open_rgb(path)
         except Exception as e: # Pillow raises half a dozen types for broken files
             raise DataError(f'{path} cannot be read as an image ({type(e).__name__}).',
-                            'leave it out; `drop_unreadable(table)` of chapter 10 finds all such files.') from e
+                'leave it out; `drop_unreadable(table)` of chapter 10 finds all such files.') from e
 
 # %% ../../nbs/classify/21_tta.ipynb #59d89c9c
 def image_table(
@@ -347,12 +336,20 @@ def image_table(
 )->pd.DataFrame: # of at least id and path, both str
     "The images to predict, each of them there"
     table = images if isinstance(images, pd.DataFrame) else _list_images(images)
-    _check_rows(table)
+    if lack := [c for c in ('id', 'path') if c not in table]:
+        raise DataError(
+            f'the table has no column {" and no ".join(lack)}; it has {list(table.columns)}.',
+            'make it with chapter 10, such as `read_folder(…)`, or pass a list of paths.')
+    if not len(table):
+        raise DataError('there are no images to predict.', 'pass a table with a row an image.')
+    if n := int(table.id.astype(str).duplicated().sum()):
+        raise DataError(f'{n} ids come more than once.',
+                        'pass each image once, and paths rather than names.')
     paths = [Path(str(p)) for p in table.path]
     paths = [p if p.is_file() else Path(root)/p for p in paths]
     if missing := [p for p in paths if not p.is_file()]:
         raise DataError(f'{len(missing)} of {len(paths)} files do not exist, such as {missing[0]}.',
-                        f'give absolute paths; relative ones start in the current folder or in {str(root)!r}.')
+            f'give absolute paths; relative ones start in the current folder or in {str(root)!r}.')
     return table.assign(id=table.id.astype(str), path=[str(p) for p in paths])
 
 # %% ../../nbs/classify/21_tta.ipynb #c163efdb
@@ -360,17 +357,18 @@ def _check_learner(spec):
     "Whether the Learner reads one image an item and predicts classes"
     ds = spec.model.dls.valid_ds
     if not isinstance(ds, Datasets) or ds.n_inp != 1:
-        raise SettingsError('the Learner was not made with fastai data blocks of one image an item.',
-                            'pass `ModelSpec(learn.model, vocab)` and a dataloader.')
+        raise SettingsError(
+            'the Learner was not made with fastai data blocks of one image an item.',
+            'pass `ModelSpec(learn.model, vocab)` and a dataloader.')
     targets = [tl.types[-1].__name__ for tl in ds.tls[1:]]
     if spec.vocab is None and (len(targets) != 1 or getattr(spec.model.dls, 'vocab', None) is None):
-        raise SettingsError(
-            'TTA averages probabilities of one set of classes; '
-            f'the targets of this Learner are {" and ".join(targets)}.',
+        raise SettingsError('TTA averages probabilities of one set of classes; the targets '
+            f'of this Learner are {" and ".join(targets)}.',
             'use `learn.get_preds(dl=learn.dls.test_dl(paths))`; '
             'if its outputs are classes, pass `ModelSpec(learn, vocab)`.')
     if any(o is not None for o in (spec.ids, spec.size, spec.stats)):
-        raise SettingsError('ids, size and stats belong to a dataloader, not to a Learner.', 'leave them out.')
+        raise SettingsError('ids, size and stats belong to a dataloader, not to a Learner.',
+                            'leave them out.')
 
 def _test_items(dls, table):
     "What `test_dl` takes: paths; or rows, where the Learner's `get_x` opens the images itself"
@@ -453,10 +451,12 @@ def _open_batch(batch):
     elif isinstance(batch, (list, tuple)): parts = list(batch)
     x = next((o for o in parts if torch.is_tensor(o) and o.ndim == 4), None)
     if x is None:
-        raise DataError(f'a batch holds no (B,C,H,W) tensor, but {[type(o).__name__ for o in parts]}.',
-                        'batches are x, (x, …) or a dict.')
+        raise DataError(
+            f'a batch holds no (B,C,H,W) tensor, but {[type(o).__name__ for o in parts]}.',
+            'batches are x, (x, …) or a dict.')
     if not x.is_floating_point():
-        raise DataError(f'images come as {x.dtype}.', 'divide by 255, or do whatever the model was trained with.')
+        raise DataError(f'images come as {x.dtype}.',
+                        'divide by 255, or do whatever the model was trained with.')
     strings = (o for o in parts if isinstance(o, (list, tuple)) and o and isinstance(o[0], str))
     ids = batch.get('id', batch.get('ids')) if isinstance(batch, dict) else next(strings, None)
     return x, None if ids is None else [str(int(o) if torch.is_tensor(o) else o) for o in ids]
@@ -475,7 +475,7 @@ class _ModelReader:
     def __init__(self, spec, dl):
         if spec.vocab is None:
             raise SettingsError("a plain model doesn't know its classes.",
-                                'pass vocab: `ModelSpec(model, vocab=[…])`, a list of names or {output: names}.')
+                'pass vocab: `ModelSpec(model, vocab=[…])`, a list of names or {output: names}.')
         if isinstance(dl, (str, Path, pd.DataFrame)) or not hasattr(dl, '__iter__'):
             raise DataError(f'a plain model takes a dataloader, got a {type(dl).__name__}.',
                             'pass a PyTorch DataLoader, or a Learner with this table.')
@@ -513,12 +513,6 @@ def __iter__(self:_ModelReader):
         yield ids, x.to(self.device)
     if self.ids is not None and n_done != len(self.ids):
         raise DataError(f'{n_done} images came for {len(self.ids)} ids.', fix)
-
-def _open_reader(learn, images, bs, num_workers):
-    "The reader for a Learner or for a plain model"
-    spec = learn if isinstance(learn, ModelSpec) else ModelSpec(learn)
-    if isinstance(spec.model, Learner): return _LearnerReader(spec, images, bs, num_workers)
-    return _ModelReader(spec, images)
 
 # %% ../../nbs/classify/21_tta.ipynb #86984ab9
 def _view_outputs(reader, ids, x, views, seed):
@@ -559,13 +553,14 @@ def _check_range(x, views):
     if not changed: return
     low, high = float(x.min()), float(x.max())
     if low < -.01 or high > 1.01:
-        raise DataError(
-            f'views {changed} change colours of values in [0,1]; these go from {low:.2f} to {high:.2f}.',
+        raise DataError(f'views {changed} change colours of values in [0,1]; these go from '
+            f'{low:.2f} to {high:.2f}.',
             'pass stats=(mean, std) to ModelSpec if they are normalised, or leave those views out.')
 
 def _check_finite(p, ids):
     bad = [i for i, ok in zip(ids, p.isfinite().all(1).tolist()) if not ok]
-    if bad: raise DataError(f'the model returns NaN or infinity on {bad[0]}.', 'did its loss turn NaN?')
+    if bad:
+        raise DataError(f'the model returns NaN or infinity on {bad[0]}.', 'did its loss turn NaN?')
 
 def _as_preds(ids, probs, vocab, name):
     "{output: {view: Preds}} of lists of batches; {view: Preds} of a single output"
@@ -579,7 +574,7 @@ def _as_preds(ids, probs, vocab, name):
 # %% ../../nbs/classify/21_tta.ipynb #5bdfa7ed
 def predict_views(
     learn,            # a fastai Learner, or a `ModelSpec` of a Learner or any model
-    images,           # table with columns id and path, folder or list of files; a model's dataloader
+    images,           # table with columns id and path, folder or files; a model's dataloader
     views=('plain',), # names, or a kind of images, see `check_views`
     seed:int=42,      # of the random crops
     bs:int=None,      # images in a batch of a Learner; None for its own
@@ -589,7 +584,9 @@ def predict_views(
 )->dict:              # view → `Preds`; for several outputs: output → view → `Preds`
     "Predict every image in every view, each image decoded once"
     views = check_views(views)
-    reader = _open_reader(learn, images, bs, num_workers)
+    spec = learn if isinstance(learn, ModelSpec) else ModelSpec(learn)
+    if isinstance(spec.model, Learner): reader = _LearnerReader(spec, images, bs, num_workers)
+    else: reader = _ModelReader(spec, images)
     ids, probs = [], {}
     with _evaluating(reader.model):
         for own, x in tqdm(reader, desc=name or 'predict', disable=not progress, leave=False):
@@ -607,7 +604,8 @@ def predict_views(
 def _check_one_output(by_view):
     if not by_view: raise DataError('there are no views.', 'pass what `predict_views` returned.')
     if many := [k for k, p in by_view.items() if not isinstance(p, Preds)]:
-        raise DataError(f'these are views of several outputs, {many[:4]}.', f'one at a time: by_view[{many[0]!r}].')
+        raise DataError(f'these are views of several outputs, {many[:4]}.',
+                        f'one at a time: by_view[{many[0]!r}].')
 
 def average_views(
     by_view:dict,          # name of the view → `Preds` on the same images
@@ -630,7 +628,8 @@ def tta(
 )->Preds|dict:  # a dict {output: Preds} where there are several outputs
     "Test-time augmentation: the average over `views`, by default those of `DEFAULT_VIEWS[flip]`"
     if flip not in DEFAULT_VIEWS: check_name(flip, ['photos', 'symbols', 'above'], 'kind of images')
-    by_view = predict_views(learn, images, DEFAULT_VIEWS[flip] if views is None else views, **kwargs)
+    if views is None: views = DEFAULT_VIEWS[flip]
+    by_view = predict_views(learn, images, views, **kwargs)
     if all(isinstance(p, Preds) for p in by_view.values()): return average_views(by_view)
     return {output: average_views(of_output) for output, of_output in by_view.items()}
 

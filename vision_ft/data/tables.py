@@ -12,7 +12,6 @@ import hashlib, os, re, unicodedata, warnings
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-import numpy as np
 import pandas as pd
 from PIL import Image
 from tqdm import tqdm
