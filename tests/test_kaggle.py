@@ -29,7 +29,8 @@ def kaggle(folder, sample='id,label\n1,cat\n2,dog\n3,\n', **classes):
 def train_csv(folder, text):
     "All images of the class folders directly in train_images, and train.csv"
     for f in sorted((folder/'train_images').glob('*/*')): f.rename(folder/'train_images'/f'{f.parent.name}{f.name}')
-    for d in (folder/'train_images').glob('*/'): d.rmdir()
+    for d in (folder/'train_images').iterdir():
+        if d.is_dir(): d.rmdir()
     (folder/'train.csv').write_text(text)
     return folder
 
