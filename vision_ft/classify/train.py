@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ITEMS', 'IMAGENET_STATS', 'BODY_SHARE', 'COLUMNS', 'BASELINES', 'item_tfm', 'Upright', 'TrainSettings', 'dataloaders',
            'training_record', 'FirstLoss', 'Trained', 'load_trained', 'train', 'presets', 'find_models', 'is_empty',
-           'read_models', 'check_folder_name', 'row_settings', 'read_numbers', 'read_args', 'thumbnails',
+           'read_models', 'check_folder_name', 'read_numbers', 'read_args', 'row_settings', 'thumbnails',
            'fit_baselines']
 
 # %% ../../nbs/classify/20_train.ipynb #a4bf1323
@@ -391,22 +391,7 @@ def check_folder_name(
         raise SettingsError(f'name {name!r} can\'t be the name of a folder.',
                             'use letters, digits and underscores.')
 
-# %% ../../nbs/classify/20_train.ipynb #8016e7c5
-def row_settings(
-    row:dict,   # as of `read_models`
-    **overrides # fields of `TrainSettings` that hold for all rows; None leaves the row's own
-)->TrainSettings:
-    "How the model of a row is trained; an error says which row it is about"
-    try:
-        said = dict(size=32, item='squish 32') if row['arch'] in TINY else {}
-        said.update((k, v) for k, v in row.items() if k not in ('name', 'ensemble_weight', 'args'))
-        said.update((k, v) for k, v in overrides.items() if v is not None)
-        return TrainSettings(**read_numbers(said), model_args=read_args(row.get('args', '{}')))
-    except (ValueError, TypeError) as e:
-        fix = getattr(e, 'fix', '') or 'lr is a number, args is JSON.'
-        wrong = f'row {row["name"]!r} of the models table: {getattr(e, "wrong", e)}'
-        raise SettingsError(wrong, fix) from None
-
+# %% ../../nbs/classify/20_train.ipynb #20aa0001
 def read_numbers(
     said:dict # fields of `TrainSettings`, as numbers or text
 )->dict:
@@ -430,6 +415,22 @@ def read_args(
         raise SettingsError(f'{clash} among args.',
                             'args are those of timm.create_model; the others have columns.')
     return args
+
+# %% ../../nbs/classify/20_train.ipynb #8016e7c5
+def row_settings(
+    row:dict,   # as of `read_models`
+    **overrides # fields of `TrainSettings` that hold for all rows; None leaves the row's own
+)->TrainSettings:
+    "How the model of a row is trained; an error says which row it is about"
+    try:
+        said = dict(size=32, item='squish 32') if row['arch'] in TINY else {}
+        said.update((k, v) for k, v in row.items() if k not in ('name', 'ensemble_weight', 'args'))
+        said.update((k, v) for k, v in overrides.items() if v is not None)
+        return TrainSettings(**read_numbers(said), model_args=read_args(row.get('args', '{}')))
+    except (ValueError, TypeError) as e:
+        fix = getattr(e, 'fix', '') or 'lr is a number, args is JSON.'
+        wrong = f'row {row["name"]!r} of the models table: {getattr(e, "wrong", e)}'
+        raise SettingsError(wrong, fix) from None
 
 # %% ../../nbs/classify/20_train.ipynb #cae03d02
 BASELINES = ('largest class', 'SVC on pixels')
