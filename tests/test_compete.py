@@ -186,3 +186,40 @@ def test_predictions_are_made_once(data, tmp_path, workers):
     before = stages(tmp_path/'out')
     C.compete(data, tmp_path/'out', **kw)
     assert stages(tmp_path/'out') == before
+
+# --- settings and what they promise
+
+def test_keywords_count_beside_settings_and_unknown_ones_are_named(data, tmp_path, monkeypatch):
+    seen = []
+    def stop(data, out, settings):
+        seen.append(settings)
+        raise InterruptedError
+    monkeypatch.setattr(C, 'prepare', stop)
+    with pytest.raises(InterruptedError): C.compete(data, tmp_path/'out', C.CompeteSettings(models='paddy', seed=7), epochs=3, flip=False)
+    assert (seen[0].models, seen[0].seed, seen[0].epochs, seen[0].flip) == ('paddy', 7, 3, False)
+    with pytest.raises(SettingsError, match="setting 'epoch' does not exist"): C.compete(data, tmp_path/'out', epoch=3)
+
+def test_test_images_are_known_by_their_content(data, tmp_path):
+    "Other pixels in files of the same size, as in BMP, are other images: predicted again"
+    for f in (data/'test_images').iterdir():
+        Image.open(f).convert('RGB').save(f.with_suffix('.bmp')); f.unlink()
+    for name in ('solution.csv', 'sample_submission.csv'): (data/name).unlink()
+    kw = dict(models=MODELS[:1], flip=False, progress=False)
+    first = C.compete(data, tmp_path/'out', **kw).preds
+    for f in (data/'test_images').iterdir(): Image.eval(Image.open(f), lambda v: 255-v).save(f)
+    again, fresh = (C.compete(data, tmp_path/o, **kw).preds for o in ('out', 'fresh'))
+    np.testing.assert_allclose(again.probs, fresh.probs, atol=1e-6)
+    assert np.abs(again.probs-first.probs).max() > .05
+
+def test_a_model_that_fits_nowhere_is_refused_before_the_first_is_trained(data, tmp_path, monkeypatch):
+    from vision_ft.classify import train as T
+    from vision_ft.planning import BudgetError
+    def plan(arch, *args, **kwargs):
+        if arch == 'tiny_vit': raise BudgetError('tiny_vit needs 999 MiB for 1 image at a time, the budget is 1.', '')
+        return SimpleNamespace(micro_bs=8)
+    monkeypatch.setattr(T, 'plan_micro_bs', plan)
+    with pytest.raises(SettingsError, match='needs 999 MiB'): C.compete(data, tmp_path/'out', models=MODELS, micro_bs='auto', progress=False)
+    assert not (tmp_path/'out').exists()
+
+def test_args_may_be_a_dict():
+    assert row_settings({**FULL, 'args': {'drop_path_rate': .1}}) == row_settings(FULL)

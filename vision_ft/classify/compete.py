@@ -8,26 +8,26 @@ __all__ = ['GLOSSARY', 'CompeteSettings', 'plan_views', 'check_models', 'Plan', 
            'ensemble_row', 'baseline_row', 'summary', 'verdicts', 'fig_batch', 'report_sections', 'compete']
 
 # %% ../../nbs/classify/24_compete.ipynb #0fd4142b
-import os, sys, warnings
-from dataclasses import dataclass
+import sys, warnings
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from textwrap import fill
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from fastcore.meta import delegates
-from ..core import (Preds, atomic_path, check_groups, groups_among, pick_device,
+from ..core import (Preds, atomic_path, check_groups, check_name, groups_among, pick_device,
                             read_groups, whole_number)
 from ..models import fetch_pretrained, preflight
 from ..memory import free_memory, plot_memory
-from ..runs import Run, check_out, fingerprint, versions
+from ..runs import Run, check_out, data_id, fingerprint, versions
 from ..stats import compare_preds
 from ..blend import check_ensemble_weights, ensemble
 from ..report import (Section, error_lines, fig_confusion, fig_errors, fig_losses,
                               fig_worst, write_report)
 from ..data.tables import plot_label_counts, read_text, save_split, saved_split, split_rows
 from .train import (BASELINES, dataloaders, fit_baselines, read_models,
-                                      row_settings, train, training_record)
+                                      planned_micro_bs, row_settings, train, training_record)
 from .tta import DEFAULT_VIEWS, average_views, check_views, predict_views
 from .ensemble import weights_verdict
 from .kaggle import Competition, read_competition, write_submission
@@ -112,6 +112,7 @@ def prepare(
     split = saved_split(comp.train, out/'split.csv', s.k, s.seed, mine, write=False)
     train, valid = split_rows(comp.train, split, fold=0)
     records = {k: training_record(train, valid, t, device) for k, t in trainings.items()}
+    for k, t in trainings.items(): planned_micro_bs(t, len(records[k]['vocab']), device)
     for t in trainings.values():
         if t.pretrained == 'hub': fetch_pretrained(t.arch)
     if comp.holdout is not None: save_split(comp.holdout, out/'holdout.csv')
@@ -129,10 +130,9 @@ def images_to_predict(
 def test_record(
     plan:Plan
 )->str:
-    "A fingerprint of the test images, and of what is known of them"
+    "A hash of the test images, and of what is known of them"
     test, truth = plan.comp.test, plan.comp.truth or {}
-    rows = [(i, os.path.getsize(f), truth.get(i)) for i, f in zip(test.id, test.path)]
-    return fingerprint(sorted(rows))
+    return data_id(test.assign(label=[truth.get(i, '') for i in test.id]))
 
 def warn_if_older(
     run:Run # whose training is done
@@ -317,12 +317,13 @@ def report_sections(
 def compete(
     data,                          # a Kaggle-shaped folder, or a folder of class folders
     out,                           # folder for everything that is written
-    settings:CompeteSettings=None, # how the models are run; or its fields as keywords
+    settings:CompeteSettings=None, # how the models are run; its fields count as keywords too
     progress:bool=True,            # whether to show bars
     **kwargs
 )->Result:
     "Train, predict and ensemble a table of models; start it again and it goes on"
-    plan = prepare(data, out, settings or CompeteSettings(**kwargs))
+    for name in kwargs: check_name(name, [f.name for f in fields(CompeteSettings)], 'setting')
+    plan = prepare(data, out, replace(settings or CompeteSettings(), **kwargs))
     n = len(plan.trainings)
     models = f'{n} model{"s"*(n > 1)}'
     about = f'{plan.comp}. {models} on {plan.device}, outputs in {plan.out}'

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ITEMS', 'IMAGENET_STATS', 'BODY_SHARE', 'COLUMNS', 'BASELINES', 'item_tfm', 'Upright', 'TrainSettings', 'dataloaders',
-           'training_record', 'FirstLoss', 'Trained', 'load_trained', 'train', 'presets', 'find_models', 'is_empty',
-           'read_models', 'check_folder_name', 'read_numbers', 'read_args', 'row_settings', 'thumbnails',
-           'fit_baselines']
+           'training_record', 'FirstLoss', 'Trained', 'planned_micro_bs', 'load_trained', 'train', 'presets',
+           'find_models', 'is_empty', 'read_models', 'check_folder_name', 'read_numbers', 'read_args', 'row_settings',
+           'thumbnails', 'fit_baselines']
 
 # %% ../../nbs/classify/20_train.ipynb #a4bf1323
 import json, os, re, tempfile, time, warnings
@@ -188,7 +188,7 @@ def training_record(
     settings:TrainSettings, # what is asked for
     device:str=None         # 'cuda', 'mps', 'cpu'; None for the best there is
 )->dict:                    # plain values, as `run.json` keeps them
-    "All that decides how a training comes out, checked"
+    "All that decides how a training comes out, but for the number of workers; checked"
     s = settings
     _check_table('training', train)
     _check_table('validation', valid)
@@ -275,14 +275,18 @@ def _fit(train, valid, s, device, num_workers, bar, path, micro_bs):
     return Trained(learn, history.table, mib, time.perf_counter()-start, micro_bs)
 
 # %% ../../nbs/classify/20_train.ipynb #200388bf
-def _planned_micro_bs(s, device):
-    "Images to a micro-batch for the settings `s`"
+def planned_micro_bs(
+    s:TrainSettings, # what is asked for
+    n_classes:int,   # outputs of the model
+    device:str       # 'cuda', 'cuda:1', 'mps' or 'cpu'
+)->int:
+    "Images through the model at a time; an error where a plan finds no room for one"
     if s.micro_bs is None: return ceil(s.effective_bs/s.accum)
     if s.micro_bs != 'auto': return s.micro_bs
     on_card = device.startswith('cuda') # on Apple's chips memory is shared with the CPU
     kind, precision = (device, 'fp16') if on_card else ('cpu', 'fp32')
     try:
-        return plan_micro_bs(s.arch, s.size, s.effective_bs, budget=None, n_out=len(s.vocab),
+        return plan_micro_bs(s.arch, s.size, s.effective_bs, budget=None, n_out=n_classes,
                              device=kind, precision=precision, **s.model_args).micro_bs
     except BudgetError as e:
         fix = 'choose a smaller size or model, or free memory that something else holds.'
@@ -333,9 +337,10 @@ def train(
     s = replace(s, vocab=record['vocab'], finetune=record['finetune'])
     bar = (run.name if run else s.arch) if progress else ''
     fit = partial(_fit, train, valid, s, device, num_workers, bar, run and run.path)
-    if run is None: return halve_on_oom(fit, _planned_micro_bs(s, device))
+    micro_bs = planned_micro_bs(s, len(s.vocab), device)
+    if run is None: return halve_on_oom(fit, micro_bs)
     with run.stage('train', record) as facts:
-        trained = halve_on_oom(fit, _planned_micro_bs(s, device))
+        trained = halve_on_oom(fit, micro_bs)
         facts.update(_keep(run, trained))
     return trained
 
@@ -407,10 +412,10 @@ def read_numbers(
     return said
 
 def read_args(
-    text:str # JSON
+    text # JSON, or a dict
 )->dict:
     "Arguments of a model, none of which has a column of its own"
-    args = dict(json.loads(text))
+    args = dict(text if isinstance(text, dict) else json.loads(text))
     if clash := sorted(args.keys() & {*COLUMNS, 'flip', 'seed', 'device', 'vocab'}):
         raise SettingsError(f'{clash} among args.',
                             'args are those of timm.create_model; the others have columns.')
