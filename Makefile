@@ -14,7 +14,7 @@ OUT    ?= demo
 BIN    := .venv/bin
 FACTS  := settings.ini setup.py pyproject.toml
 BENCH  := $(sort $(wildcard nbs/bench/*.ipynb))
-PIP    := $(BIN)/python -m pip install $(if $(shell [ -t 2 ] && echo tty),,-q)
+PIP    := PYTHONWARNINGS=ignore $(BIN)/python -m pip install $(if $(shell [ -t 2 ] && echo tty),,-q)
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

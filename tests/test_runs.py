@@ -153,9 +153,9 @@ def test_pretrained_id_goes_by_content(tmp_path):
     assert a[0] == 'a' and b[0] == 'b' and a[1:] == b[1:] == f' {file_hash(tmp_path/"a")[:12]}'
 
 def test_outputs_need_a_folder_of_their_own_with_room(tmp_path, monkeypatch):
-    check_out(tmp_path/'new'/'deep', tmp_path)
+    check_out(tmp_path/'new'/'deep', tmp_path/'data')
     (tmp_path/'file').touch()
-    for out, says in ((tmp_path/'file', 'is a file'), (tmp_path, 'folder of the data'), (tmp_path/'x'/'..', 'folder of the data')):
+    for out, says in ((tmp_path/'file', 'is a file'), (tmp_path, 'folder of the data'), (tmp_path/'x'/'..', 'folder of the data'), (tmp_path/'runs', 'lies in it')):
         with pytest.raises(SettingsError, match=says): check_out(out, tmp_path)
     monkeypatch.setattr(shutil, 'disk_usage', lambda p: SimpleNamespace(free=10**7))
-    with pytest.raises(SettingsError, match='about 20 MB, and .* has 10 MB free'): check_out(tmp_path/'new', tmp_path, need_mb=20)
+    with pytest.raises(SettingsError, match='about 20 MB, and .* has 10 MB free'): check_out(tmp_path/'new', tmp_path/'data', need_mb=20)

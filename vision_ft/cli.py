@@ -85,12 +85,13 @@ def main(
     args = parser().parse_args(argv)
     leave_a_core()
     warnings.filterwarnings('ignore', category=FutureWarning) # fastai on a newer torch
+    warnings.formatwarning = lambda message, *args, **kwargs: f'vision-ft: {message}\n'
     try: result = run_command(args)
     except VisionFTError as e:
         print(f'vision-ft: {e}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print('\nvision-ft: interrupted. The same command goes on from here.', file=sys.stderr)
+        print('\nvision-ft: interrupted. The same command goes on with the rest.', file=sys.stderr)
         return 130
     print(closing_words(result))
     return 0

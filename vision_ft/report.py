@@ -144,7 +144,7 @@ def figure_html(
             warnings.filterwarnings('always', message='Glyph .* missing from')
             drawn, png = draw(), io.BytesIO()
             fig = drawn.figure if hasattr(drawn, 'figure') else drawn
-            fig.savefig(png, format='png', dpi=100)
+            fig.savefig(png, format='png', dpi=100, bbox_inches='tight')
             plt.close(fig)
     except Exception as e: return f'<p>This figure could not be drawn: {escape(str(e))}</p>'
     data = base64.b64encode(png.getvalue()).decode()

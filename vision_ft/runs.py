@@ -141,8 +141,10 @@ def check_out(
     out, free_mb = Path(out), free_bytes(out)//10**6
     if out.exists() and not out.is_dir():
         raise SettingsError(f'{out} is a file.', 'choose another folder (--out).')
-    if out.resolve() == Path(data).resolve():
-        raise SettingsError(f'{out} is the folder of the data.', 'choose another folder (--out).')
+    data, there = Path(data).resolve(), out.resolve()
+    if data in (there, *there.parents):
+        raise SettingsError(f'{out} is the folder of the data, or lies in it.',
+                            'choose another folder (--out).')
     if free_mb < need_mb:
         raise SettingsError(
             f'the outputs need about {need_mb:.0f} MB, and {out} has {free_mb} MB free.',

@@ -304,10 +304,10 @@ def report_sections(
     return [
         Section('Results', summary(result)),
         Section('Table', result.table, GLOSSARY),
-        Section('Label counts', lambda: plot_label_counts(plan.comp.train), 'Of both folds.'),
+        Section('Label counts', lambda: plot_label_counts(plan.comp.train), 'Images with labels.'),
         Section('A batch as the model sees it', lambda: fig_batch(plan), 'Of the first model.'),
         Section('Loss', lambda: fig_losses(histories), 'On augmented images in training.'),
-        Section('Memory', lambda: plot_memory(memory, list(memory)), f'Peak, {where}.'),
+        Section('Memory', lambda: plot_memory(memory, list(memory)), f'Peak memory, {where}.'),
         Section('Errors', lambda: fig_errors(errors, result.scored), of),
         Section('Confusion', lambda: fig_confusion(ens), f'Ensemble, {of}'),
         Section('Worst mistakes', lambda: fig_worst(ens, paths), 'The ensemble was surest here.')]
