@@ -223,8 +223,7 @@ def model_row(run:Run)->dict:
     "What a finished run says of its model"
     facts = {**run.facts('predict'), **run.facts('train')}
     s = run.info['stages']['train']['settings']
-    size = 'x'.join(map(str, dict.fromkeys(s['size']))) # one number for a square
-    row = dict(name=run.name, arch=s['arch'], item=s['item'], size=size)
+    row = dict(name=run.name, arch=s['arch'], item=s['item'], size='x'.join(map(str, s['size'])))
     errors = ('valid_error', 'valid_tta_error', 'test_error', 'test_tta_error')
     row.update({k: facts.get(k) for k in (*errors, 'seconds', 'steps', 'micro_bs')})
     return dict(row, peak_mib=facts['memory']['peak'], added_mib=facts['memory']['added'])
