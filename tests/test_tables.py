@@ -212,6 +212,7 @@ def test_folders_that_look_like_parts_get_a_word(tmp_path):
     for part in ('batch a', 'batch b'): drawn(tmp_path/part, cat=2, dog=2)
     with pytest.warns(UserWarning, match='batch a, batch b are taken for classes, and each holds the folders cat, dog') as said: df = read_folder(tmp_path)
     assert set(df.label) == {'batch a', 'batch b'} and said[0].filename == __file__
+    assert str(said[0].message).endswith(f'pass {tmp_path/"batch a"}.')
     with warnings.catch_warnings(): # as advised
         warnings.simplefilter('error')
         assert set(read_folder(tmp_path/'batch a').label) == {'cat', 'dog'}

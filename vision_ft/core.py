@@ -42,7 +42,7 @@ def check_name(
     kind:str,  # what is being named, for the message: 'arch', 'view', …
     fix:str='' # where the valid names can be listed, when there are too many to print
 )->str:        # `name` itself
-    "`name` if it is one of `valid`; otherwise a `SettingsError` that lists the nearest ones, or all of a few"
+    "`name` if it is one of `valid`; else an error that lists the nearest ones, or all of a few"
     valid = list(valid)
     if name in valid: return name
     near = get_close_matches(str(name), [str(v) for v in valid], n=5, cutoff=.4)

@@ -77,7 +77,7 @@ def _check_class_folders(folder, rel):
     if others and len(first-{''}) > 1 and '' not in first and all(o == first for o in others):
         warnings.warn(
             f'{folder}: {_some(sorted(inside))} are taken for classes, and each holds the folders '
-            f'{_some(sorted(first))}. If these are the classes, pass one of the folders above them.',
+            f'{_some(sorted(first))}. If these are the classes, pass {Path(folder)/min(inside)}.',
             stacklevel=3)
 
 # %% ../../nbs/data/10_tables.ipynb #d21081c5
