@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 import pandas as pd
 from ..core import DataError, Preds, SettingsError, atomic_path
-from ..data.tables import check_table, drop_unreadable, folded_path, image_files, normal_path
-from ..data.tables import group_counts, make_split, read_csv, read_folder, read_split
-from ..data.tables import read_text, same_bytes, saved_split, split_rows
+from ..data.tables import check_table, drop_unreadable, folded_path, group_counts
+from ..data.tables import image_files, make_split, normal_path, read_csv, read_folder
+from ..data.tables import read_split, read_text, same_bytes, saved_split, split_rows
 
 # %% ../../nbs/classify/23_kaggle.ipynb #23a00002
 def _positive_class(column, labels):
