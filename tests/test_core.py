@@ -1,5 +1,5 @@
 "Predictions keep their names; files are whole; a full disk, groups, sizes and images are read in one place each"
-import errno, os, subprocess, sys
+import errno, os, re, subprocess, sys
 import numpy as np, pandas as pd, pytest
 from hypothesis import given, settings, strategies as st
 from vision_ft import core
@@ -144,6 +144,23 @@ def test_sizes_in_any_form_are_the_same(h, w):
 @pytest.mark.parametrize('size', ['', 'x', '3x', '1x2x3', 0, -1, 2.5, None, True, float('nan'), float('inf'), (1, None), [], {}, 'big'])
 def test_what_is_no_size_is_refused(size):
     with pytest.raises(SettingsError, match='not a size in pixels'): core.parse_size(size)
+
+@pytest.mark.parametrize('n,limits,fix', [(65, dict(most=64), 'pass a whole number, from 1 to 64.'), (0, {}, 'pass a whole number, 1 or more.'),
+                                         (-1, dict(least=0, most=9), 'pass a whole number, from 0 to 9.'), ('x', dict(least=2), 'pass a whole number, 2 or more.')])
+def test_the_fix_of_a_count_names_its_limits(n, limits, fix):
+    with pytest.raises(SettingsError, match='n must be a whole number') as e: core.whole_number(n, 'n', **limits)
+    assert e.value.fix == fix
+    with pytest.raises(SettingsError) as e: core.set_seed(-1)
+    assert core.set_seed(re.findall(r'\d+', e.value.fix)[1]) == 2**32-1 and core.set_seed(0) == 0
+
+def test_few_names_are_all_listed_and_of_many_the_nearest():
+    def fix(*args): return pytest.raises(SettingsError, core.check_name, *args).value.fix
+    assert fix('gpu', ['cuda', 'mps', 'cpu'], 'device') == 'did you mean one of cpu, cuda, mps?'
+    assert fix('zzz', ['cuda', 'mps', 'cpu'], 'device') == 'did you mean one of cuda, mps, cpu?'
+    many = ['resnet', 'vit', 'swin', 'convnext', 'levit', 'mixer']
+    assert fix('vitt', many, 'arch').startswith('did you mean one of vit') and 'mixer' not in fix('vitt', many, 'arch')
+    assert fix('zzz', many, 'arch') == f'did you mean one of {", ".join(many)}?' and fix('zzz', map(str, range(21)), 'arch', 'see x.') == 'see x.'
+    with pytest.raises(SettingsError, match='cpu, cuda, mps'): core.pick_device('gpu')
 
 def test_core_loads_nothing_heavy():
     code = "import sys, vision_ft.core; print([o for o in ('torch', 'pandas', 'PIL', 'fastai', 'scipy', 'pyarrow') if o in sys.modules])"

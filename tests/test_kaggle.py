@@ -127,6 +127,20 @@ def test_ids_are_written_as_the_sample_spells_them(tmp_path, folder, spell):
     answer = submission(Preds(comp.test.id, ['cat', 'dog'], np.full((3, 2), .5)), comp.sample)
     assert answer.id.tolist() == ids
 
+@pytest.mark.parametrize('names', ['\xe91 \xe92 \xe93', './1 ./2 ./3', '1.PNG 2.PNG 3.PNG', './a/1.png ./a/2.png ./a/3.png', '\xc91 \xc92 \xc93'])
+def test_ids_that_are_spelled_otherwise_find_their_files(tmp_path, names):
+    "Unicode form, ./ and case: the files keep their paths, the submission the ids of the sample"
+    ids = names.split()
+    kaggle(tmp_path, 'id,label\n'+''.join(f'{i},cat\n' for i in ids))
+    paths = [tmp_path/'test_images'/re.sub('[\xe9\xc9]', 'e\u0301', i.lower().removesuffix('.png')+'.png') for i in ids]
+    for k, path in enumerate(paths, 1):
+        path.parent.mkdir(exist_ok=True)
+        (tmp_path/'test_images'/f'{k}.png').rename(path)
+    (tmp_path/'solution.csv').write_text('id,label\n'+''.join(f'{i.upper()},{c}\n' for i, c in zip(ids, ('cat', 'dog', 'dog'))))
+    comp = read_competition(tmp_path)
+    assert dict(zip(comp.test.id, comp.test.path)) == dict(zip(ids, map(str, paths)))
+    assert comp.truth == dict(zip(ids, ('cat', 'dog', 'dog'))) and submission(Preds(comp.test.id, ['cat', 'dog'], np.full((3, 2), .5)), comp.sample).id.tolist() == ids
+
 # --- reading doesn't write
 
 def files(folder): return {p: p.stat().st_mtime_ns for p in Path(folder).rglob('*')}

@@ -81,6 +81,26 @@ def test_an_id_that_fits_two_files_is_refused(tmp_path):
     (tmp_path/'train.csv').write_text('id,label\na,x\n')
     with pytest.raises(DataError, match='several files'): read_csv(tmp_path/'train.csv', tmp_path)
 
+@pytest.mark.parametrize('name,spelled', [('e\u0301.png', '\xe9.png'), ('\xe9.png', 'e\u0301.png'), ('e\u0301.png', '\xe9'), ('0.png', './0.png'), ('0.png', '0.PNG'),
+                                          ('0.PNG', './0.png'), ('E\u0301/A b.JPG', './\xe9/a B'), ('l\u0301a/0.png', '0.png'), ('l\u0301a/0.png', './0.PNG')])
+def test_ids_find_files_that_are_named_otherwise(tmp_path, name, spelled):
+    (file := tmp_path/'images'/name).parent.mkdir(parents=True)
+    file.touch()
+    (tmp_path/'train.csv').write_text(f'id,label\n{spelled},\u013aa\n', encoding='utf-8')
+    df = read_csv(tmp_path/'train.csv', tmp_path/'images')
+    assert df.id.tolist() == [name] and df.path.tolist() == [str(file)]
+
+def test_case_tells_files_apart_where_both_exist(tmp_path):
+    for name in ('a.png', 'A.png'): (tmp_path/name).write_text(name)
+    if len(list(tmp_path.iterdir())) < 2: pytest.skip('this file system takes both names for one')
+    (csv := tmp_path/'t.csv').write_text('id,label\nA.png,x\n./a.png,y\n')
+    assert read_csv(csv, tmp_path).id.tolist() == ['A.png', 'a.png']
+    csv.write_text('id,label\nA.PNG,x\n')
+    with pytest.raises(DataError, match="id 'A.PNG' fits several files: .*A.png") as e: read_csv(csv, tmp_path)
+    assert 'as the file is named' in e.value.fix
+    csv.write_text('id,label\na.png,x\n./a.png,y\n')
+    with pytest.raises(DataError, match='name the same file: a.png, ./a.png'): read_csv(csv, tmp_path)
+
 def test_copies_with_two_labels_stay_together_and_are_reported(tmp_path):
     df = files(tmp_path, [('ab'[i % 2], str(i//2 if i < 2 else i)) for i in range(12)])
     with pytest.warns(UserWarning, match='several labels, such as 000.jpg, 001.jpg'): split = make_split(df, 3)
@@ -103,11 +123,24 @@ def test_no_look_alike_of_the_rice_photos_straddles_folds(tmp_path):
 
 # --- CSV files
 
-@pytest.mark.parametrize('text', ['id,label\n007, rust\n', ' id ,label \n 007,rust\t\n', 'id,\tlabel\n007 ,  "rust"\n', '\ufeffid, label\n007,rust\u00a0\n'])
+@pytest.mark.parametrize('text', ['id,label\n007, rust\n', ' id ,label \n 007,rust\t\n', 'id,\tlabel\n007 ,  "rust"\n', '\ufeffid, label\n007,rust\u00a0\n', 'id,label\n007,\u200brust \u200b\n', 'id,label\u2060\n007\ufeff,rust\n'])
 def test_blanks_around_cells_are_left_out_with_a_word(tmp_path, text):
     (csv := tmp_path/'t.csv').write_text(text, encoding='utf-8')
     with pytest.warns(UserWarning, match='t.csv: blanks'): d = read_text(csv)
     assert d.to_dict('list') == {'id': ['007'], 'label': ['rust']}
+
+@pytest.mark.parametrize('rows', ['1.png, "a, b"\n', '0.png,x\n1.png, "a, b"\n', '0.png,x\n1.png, "a, b"\n2.png,"c"\n', '1.png, "a\n, b"\n'])
+def test_a_blank_before_a_quote_is_csv(tmp_path, rows):
+    (csv := tmp_path/'t.csv').write_text('id,label\n'+rows)
+    with pytest.warns(UserWarning, match='t.csv: blanks') as said: d = read_text(csv).set_index('id')
+    assert len(said) == 1 and d.label['1.png'].replace('\n', '') == 'a, b' and len(d) == rows.count('.png')
+
+@pytest.mark.parametrize('text', ['id,label\n1,2,3\n4,5,6,7,8\n', 'id,label\n1,"a\n', 'id,label\n1,x\n2,a,b,c\n'])
+def test_what_is_no_csv_stays_refused(tmp_path, text):
+    (csv := tmp_path/'t.csv').write_text(text)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', pd.errors.ParserWarning)
+        with pytest.raises(DataError, match='not CSV in UTF-8'): read_text(csv)
 
 def test_text_without_blanks_is_kept_in_silence(tmp_path):
     (csv := tmp_path/'t.csv').write_text('id,label\n1,"a, b"\n2,NA\n3,"say ""hi"""\n4\n')
@@ -156,7 +189,7 @@ def drawn(folder, **classes):
         for i in range(n): Image.new('RGB', (8, 8), (20*c, i, 0)).save(folder/label/f'{i}.png')
     return folder
 
-@pytest.mark.parametrize('other', ['RUST', 'rust ', ' Rust', 'r ust', 'ru\uff53t'])
+@pytest.mark.parametrize('other', ['RUST', 'rust ', ' Rust', 'r ust', 'ru\uff53t', 'rust\u200b', '\ufeffru\u2060st'])
 def test_classes_equal_but_for_case_or_blanks_get_a_word(tmp_path, other):
     df = read_folder(drawn(tmp_path, **{'rust': 3, other: 3, 'scab': 3}))
     with pytest.warns(UserWarning, match='equal but for case or blanks') as said: assert check_table(df) is df
@@ -164,6 +197,35 @@ def test_classes_equal_but_for_case_or_blanks_get_a_word(tmp_path, other):
     with warnings.catch_warnings(): # as advised: one name
         warnings.simplefilter('error')
         check_table(df.replace(dict(label={other: 'rust'})))
+
+PARTS = ['seg_train seg_test', 'train_set test_set', 'train test unlabeled', 'train test seg_pred', 'train dev', 'Training~Data Test~Data', 'Train Test',
+         'TrainSet TestSet', 'train validation', 'train1 train2 test', 'train test annotated', 'Test', 'val_images test_images']
+
+@pytest.mark.parametrize('parts', PARTS)
+def test_parts_of_data_are_no_classes(tmp_path, parts):
+    for i, part in enumerate(parts.split()): drawn(tmp_path/part.replace('~', ' '), cat=2+i, dog=2)
+    with pytest.raises(DataError, match='parts of data') as e: read_folder(tmp_path)
+    assert 'pass the part with the class folders' in e.value.fix
+    assert set(read_folder(next(tmp_path.iterdir())).label) == {'cat', 'dog'} # as advised
+
+def test_folders_that_look_like_parts_get_a_word(tmp_path):
+    for part in ('batch a', 'batch b'): drawn(tmp_path/part, cat=2, dog=2)
+    with pytest.warns(UserWarning, match='batch a, batch b are taken for classes, and each holds the folders cat, dog') as said: df = read_folder(tmp_path)
+    assert set(df.label) == {'batch a', 'batch b'} and said[0].filename == __file__
+    assert str(said[0].message).endswith(f'pass {tmp_path/"batch a"}.')
+    with warnings.catch_warnings(): # as advised
+        warnings.simplefilter('error')
+        assert set(read_folder(tmp_path/'batch a').label) == {'cat', 'dog'}
+
+@pytest.mark.parametrize('folders', ['test_tube beaker', 'test_tube train_station', 'train bus car', 'test_1 test_2', 'valid invalid', 'devil trainer', 'data images', 'cat/one dog/one',
+                                     'cat/one cat/two dog/one', 'cat/one cat/two cat dog/one dog/two dog', 'cat/one cat/two dog/one dog/three', '1 2', '水稻 小麦'])
+def test_ordinary_class_folders_are_read_in_silence(tmp_path, folders):
+    for f in folders.split():
+        (folder := tmp_path/f.replace('_', ' ')).mkdir(parents=True, exist_ok=True)
+        (folder/'1.png').touch()
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert read_folder(tmp_path).label.nunique() > 1
 
 def test_files_of_other_kinds_are_counted(tmp_path):
     drawn(tmp_path, cat=2, dog=2)

@@ -42,11 +42,12 @@ def check_name(
     kind:str,  # what is being named, for the message: 'arch', 'view', …
     fix:str='' # where the valid names can be listed, when there are too many to print
 )->str:        # `name` itself
-    "`name` if it is one of `valid`; otherwise a `SettingsError` that lists the nearest ones"
+    "`name` if it is one of `valid`; else an error that lists the nearest ones, or all of a few"
     valid = list(valid)
     if name in valid: return name
     near = get_close_matches(str(name), [str(v) for v in valid], n=5, cutoff=.4)
-    if not near and len(valid) <= 20: near = valid
+    if len(valid) < 6 or (not near and len(valid) <= 20):
+        near = sorted(valid, key=lambda v: str(v) not in near)
     hint = f'did you mean one of {", ".join(map(str, near))}?' if near else ''
     raise SettingsError(f'{kind} {name!r} does not exist.', '; '.join(filter(None, [hint, fix])))
 
@@ -364,8 +365,9 @@ def whole_number(
     except (TypeError, ValueError, OverflowError): x = float('nan')
     if x.is_integer() and x >= least and (most is None or x <= most): return int(x)
     limit = '' if most is None else f' and at most {most}'
+    fix = f'{least} or more' if most is None else f'from {least} to {most}'
     raise SettingsError(f'{name} must be a whole number, at least {least}{limit}, got {n!r}.',
-                        'write it like 16.')
+                        f'pass a whole number, {fix}.')
 
 # %% ../nbs/00_core.ipynb #b0a5e003
 def parse_size(

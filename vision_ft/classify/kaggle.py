@@ -8,13 +8,14 @@ __all__ = ['asked_classes', 'submission', 'write_submission', 'spell_ids', 'read
 
 # %% ../../nbs/classify/23_kaggle.ipynb #433f6ae0
 import warnings
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 import pandas as pd
 from ..core import DataError, Preds, SettingsError, atomic_path
-from ..data.tables import check_table, drop_unreadable, image_files, read_csv, read_folder
-from ..data.tables import group_counts, make_split, read_split, read_text, same_bytes
-from ..data.tables import saved_split, split_rows
+from ..data.tables import check_table, drop_unreadable, folded_path, group_counts
+from ..data.tables import image_files, make_split, normal_path, read_csv, read_folder
+from ..data.tables import read_split, read_text, same_bytes, saved_split, split_rows
 
 # %% ../../nbs/classify/23_kaggle.ipynb #23a00002
 def _positive_class(column, labels):
@@ -92,6 +93,15 @@ def write_submission(
     return Path(path)
 
 # %% ../../nbs/classify/23_kaggle.ipynb #5eafef59
+def _nearest_ids(ids, like):
+    "Each id as `like` has it, where one of `like` is the same but for Unicode form, ./ or case"
+    for spell in (normal_path, folded_path):
+        named = defaultdict(list)
+        for i in like: named[spell(i)].append(i)
+        near = [named.get(spell(i), []) for i in ids]
+        ids = [n[0] if len(n) == 1 and i not in like else i for i, n in zip(ids, near)]
+    return ids
+
 def spell_ids(
     ids, # of files: paths relative to their folder
     like # ids as a CSV file spells them
@@ -100,6 +110,8 @@ def spell_ids(
     paths, like = [PurePosixPath(i) for i in ids], set(like)
     whole, names = [str(p.with_suffix('')) for p in paths], [p.name for p in paths]
     spellings = [list(ids), whole, names, [p.stem for p in paths]]
+    if not any(like <= set(o) for o in spellings):
+        spellings += [_nearest_ids(o, like) for o in spellings]
     unique = [o for o in spellings if len(set(o)) == len(o)]
     return max(unique, key=lambda o: len(like & set(o)))
 
