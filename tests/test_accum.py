@@ -153,7 +153,30 @@ def contrastive(pred, y):
     z = F.normalize(pred)
     return F.cross_entropy(z@z.T/.1 - 1e4*torch.eye(len(z)), torch.arange(len(z)).flip(0))
 
-HIDDEN = dict(weights=lambda p, y: F.cross_entropy(p, y, weight=W), ignored=lambda p, y: F.cross_entropy(p, y, ignore_index=2), module=Wrapped(),
+def weighted(pred, y): return F.cross_entropy(pred, y, weight=W)
+
+class CalledCE(nn.CrossEntropyLoss):
+    def __call__(self, pred, y): return weighted(pred, y)
+
+class CalledFlat(CrossEntropyLossFlat):
+    def __call__(self, pred, y): return weighted(pred, y)
+
+class CalledSmoothing(LabelSmoothingCrossEntropyFlat):
+    def __call__(self, pred, y): return weighted(pred, y)
+
+def patched():
+    "PyTorch's, with a `forward` of the object's own"
+    loss = nn.CrossEntropyLoss()
+    loss.forward = weighted
+    return loss
+
+def hooked():
+    "PyTorch's, with a hook that changes its value"
+    loss = nn.CrossEntropyLoss()
+    loss.register_forward_hook(lambda module, args, value: weighted(*args))
+    return loss
+
+HIDDEN = dict(called=CalledCE(), called_flat=CalledFlat(), called_smoothing=CalledSmoothing(), patched=patched(), hooked=hooked(), weights=lambda p, y: F.cross_entropy(p, y, weight=W), ignored=lambda p, y: F.cross_entropy(p, y, ignore_index=2), module=Wrapped(),
               subclass=OwnCE(), focal_dice=FocalDice(), dice=dice, contrastive=contrastive, sum=lambda p, y: F.cross_entropy(p, y, reduction='sum'))
 
 @pytest.mark.parametrize('name', HIDDEN)
@@ -393,6 +416,14 @@ def test_lists_are_cut_by_samples_or_refused():
                                (torch.rand(8, 3), torch.arange(7))])
 def test_batches_of_unknown_kind_are_refused(b):
     with pytest.raises(SettingsError, match='first dimension'): TensorBatch.length(b)
+
+def test_lists_beside_a_stacked_tensor_are_joined_part_by_part():
+    images, targets = torch.rand(9, 3, 8, 8), [dict(boxes=torch.rand(1+i%3, 4)) for i in range(9)]
+    whole = ListBatch.join([ListBatch.cut((images, targets), 0, 4), ListBatch.cut((images, targets), 4, 9)])
+    assert torch.equal(whole[0], images) and whole[1] == targets
+    dl = D.DataLoader(list(zip(images, targets)), batch_size=4, collate_fn=lambda items: (torch.stack([x for x, _ in items]), [t for _, t in items]))
+    seen = [[(b[0].shape, len(b[1])) for b in w.window] for w in [Windows(dl, 9, ListBatch)] for _ in w] # 4+4+1 is balanced
+    assert seen == [[(torch.Size([3, 3, 8, 8]), 3)]*3]
 
 def test_a_detector_of_lists_trains_exactly():
     class Net(nn.Module):

@@ -31,15 +31,17 @@ from .memory import free_memory
 def _unwrap(loss_func):
     "The loss inside partials and fastai's wrappers, and a lookup of its settings"
     f, keywords = loss_func, {}
-    while isinstance(f, (partial, BaseLoss)):
+    while isinstance(f, partial) or type(f).__call__ is BaseLoss.__call__:
         keywords = {**getattr(f, 'keywords', {}), **keywords}
         f = f.func
     return f, lambda name, default: keywords.get(name, getattr(f, name, default))
 
 def _is_cross_entropy(f):
-    "Whether a loss is PyTorch's own cross-entropy; a subclass with another `forward` is not"
-    forwards = nn.CrossEntropyLoss.forward, nn.NLLLoss.forward
-    return f in (F.cross_entropy, F.nll_loss) or getattr(type(f), 'forward', None) in forwards
+    "Whether a loss is PyTorch's own; one with another `forward` or `__call__`, or a hook, is not"
+    if f in (F.cross_entropy, F.nll_loss): return True
+    if type(f).__call__ is not nn.Module.__call__ or f._forward_hooks: return False
+    forward = getattr(f.forward, '__func__', None)
+    return forward in (nn.CrossEntropyLoss.forward, nn.NLLLoss.forward)
 
 def _mixed(loss_func):
     "Whether MixUp or CutMix has put its own method, a mean over samples, in place of the loss"
@@ -114,7 +116,7 @@ class TensorBatch:
 
 # %% ../nbs/04_accum.ipynb #a4c00003
 class ListBatch:
-    "Batches of lists with an entry a sample: images of any size, dicts of boxes"
+    "Batches of lists with an entry a sample (images of any size, dicts of boxes), or of tensors"
     @staticmethod
     def length(b:tuple)->int:
         "Samples of a batch; an error where its lists don't agree on them"
@@ -127,7 +129,11 @@ class ListBatch:
     def cut(b:tuple, start:int, stop:int): return tuple(o[start:stop] for o in b)
 
     @staticmethod
-    def join(batches:list): return tuple(list(chain(*o)) for o in zip(*batches))
+    def join(batches:list):
+        "One batch of all samples"
+        def join_part(parts):
+            return torch.cat(parts) if isinstance(parts[0], Tensor) else list(chain(*parts))
+        return tuple(join_part(parts) for parts in zip(*batches))
 
 # %% ../nbs/04_accum.ipynb #a4c00004
 def _leaf(o):
