@@ -451,6 +451,35 @@ def test_no_micro_batch_of_one_where_it_can_be_avoided(n, bs, effective):
     for window in sizes(n, bs, effective):
         assert max(window) <= bs and (min(window) > 1 or sum(window) == 1)
 
+def ragged(collate, effective, net, loss=None, n=21):
+    "Steps of a fit over batches of 4 that can't be joined"
+    data = [(torch.arange(1, 3+i%5), torch.tensor(i%C)) for i in range(n)]
+    learn = fit(4, [GradAccum(effective)], model=net, dl=D.DataLoader(data, batch_size=4, collate_fn=collate), loss=loss)
+    return len(learn.record.grads)
+
+def padded(items): return nn.utils.rnn.pad_sequence([x for x, _ in items], batch_first=True), torch.stack([y for _, y in items])
+
+def multi_scale(items): # the size depends on the batch
+    size = 8+int(items[0][0].sum())%3
+    return torch.ones(len(items), 3, size, size), torch.stack([y for _, y in items])
+
+class Bag(nn.Module):
+    "A mean of embeddings"
+    def __init__(self):
+        super().__init__()
+        self.emb, self.out = nn.Embedding(9, 8, padding_idx=0), nn.Linear(8, C)
+    def forward(self, x): return self.out(self.emb(x).mean(1))
+
+def test_a_lone_sample_of_batches_that_cannot_be_joined_trains():
+    conv = lambda: nn.Sequential(nn.Conv2d(3, C, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    norm = lambda: nn.Sequential(nn.Conv2d(3, C, 3), nn.BatchNorm2d(C), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    for effective in (9, 16, 17): # windows of 4+4+1 and others
+        steps = -(-21//effective)
+        assert ragged(padded, effective, Bag()) == ragged(multi_scale, effective, conv()) == steps
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', message='.*batch-norm layers')
+            assert ragged(multi_scale, effective, norm()) == steps
+
 def test_one_sample_under_batch_norm_is_refused_before_the_first_step():
     net = lambda: nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, C))
     fit(5, [GradAccum(16)], data=samples(32), model=net()) # 32 images: 5+5+5+1 becomes 4+4+4+4
@@ -479,6 +508,12 @@ def test_loaders_without_a_length_are_refused_in_words():
     sized.batch_size = 6 # as the error says
     dl = D.DataLoader(samples(), batch_sampler=sized)
     assert n_samples(dl) == 180 and len(Windows(dl, 12)) == len(fit(6, [GradAccum(12)], dl=dl).record.grads) == 15
+
+def test_loaders_of_whole_batches_are_refused_in_words():
+    whole = [tuple(torch.stack(o) for o in zip(*samples()[i:i+5])) for i in range(0, 35, 5)]
+    for dl in (D.DataLoader(whole, batch_size=None), DataLoader(whole, bs=None)):
+        with pytest.raises(SettingsError, match='batch_size=None.*\n.*single samples'): fit(5, [GradAccum(10)], dl=dl)
+    assert n_samples(D.DataLoader([s for b in whole for s in zip(*b)], batch_size=5)) == 35 # as the error says
 
 # ---- what a fit leaves behind
 

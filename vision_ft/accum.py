@@ -215,6 +215,11 @@ def n_samples(
 )->int:
     "Samples that one pass over `dl` yields: sampler and `drop_last` are taken into account"
     (draws, bs), n = _draws(dl), None
+    if draws is dl and not bs and (hasattr(dl, 'bs') or hasattr(dl, 'batch_size')):
+        raise SettingsError(
+            'the DataLoader takes batches as its dataset gives them (batch_size=None), '
+            'and how many samples they hold is unknown.',
+            'give it a dataset of single samples and a batch_size.')
     if draws is dl or hasattr(draws, 'sampler'):
         n = getattr(dl, 'partial_n', None) or getattr(dl, 'n', None)
         for sized in (getattr(draws, 'sampler', None), getattr(dl, 'dataset', None)):
@@ -267,7 +272,8 @@ def _balance(window, micro_bs, batch):
     sizes = [batch.length(b) for b in window]
     if min(sizes) > 1 or len(sizes) == 1: return window
     n, k = sum(sizes), ceil(sum(sizes)/micro_bs)
-    whole = batch.join(window)
+    try: whole = batch.join(window)
+    except Exception: return window # samples of different shapes
     return [batch.cut(whole, n*i//k, n*(i+1)//k) for i in range(k)]
 
 # %% ../nbs/04_accum.ipynb #53939468
