@@ -296,15 +296,12 @@ class GradAccum(Callback):
         n_steps = len(Windows(self.dls.train, self.effective_bs, self.batch))
         for cb in self.learn.cbs: # lr_find counts epochs by micro-batches
             if isinstance(cb, LRFinder): self.learn.n_epoch = cb.num_it//n_steps + 1
-        self.n_windows, self.unchecked = 0, self.check
+        self.n_windows, self.n_left, self.unchecked = 0, 0, self.check
         self.train_metrics = getattr(getattr(self.learn, 'recorder', None), 'train_metrics', False)
 
     def before_train(self):
-        self.after_batch()
         self.learn.dl = Windows(self.dl, self.effective_bs, self.batch)
-        self.n_left = len(self.dl)
 
-    def after_fit(self): self.after_batch() # which a cancelled fit leaves out
     def after_batch(self):
         "The window is done: what was kept of it goes"
         self.window, self.others, self.stepping = [], [], False
@@ -375,12 +372,6 @@ def _refuse_single(layers, error):
 
 # %% ../nbs/04_accum.ipynb #a4c00009
 @patch
-def _check_falls_due(self:GradAccum):
-    "In windows 1, 2, 3, 4, 8, 16, … of the first epoch: in one alone, targets may agree by chance"
-    n = self.n_windows
-    return n <= self.n_iter and (n == 3 or n & (n-1) == 0)
-
-@patch
 def _before_first_window(self:GradAccum):
     "What is looked at once in a fit: batch norm, and whether the loss has to be checked"
     (_, micro_bs), loss_func = _draws(self.dls.train), self.learn.loss_func
@@ -389,16 +380,22 @@ def _before_first_window(self:GradAccum):
     known = _mixed(loss_func) or _is_cross_entropy(_unwrap(loss_func)[0])
     if known and self.denominator is None: self.unchecked = False
 
+@patch
+def _count_window(self:GradAccum):
+    "Whether a check is due: in windows 1, 2, 3, 4, 8, 16 and so on of the first epoch"
+    self.n_windows, self.n_left = self.n_windows+1, self.n_iter-self.iter-1
+    if self.n_windows == 1: self._before_first_window()
+    if self.n_left == -1: self._warn_of_length('more')
+    n = self.n_windows
+    self.due = self.unchecked and n <= self.n_iter and (n == 3 or n & (n-1) == 0)
+    self.due = self.due and len(self.window) > 1
+
 # %% ../nbs/04_accum.ipynb #b3e1d6b4
 @patch
 def before_batch(self:GradAccum):
     "Forward and backward for all micro-batches but the last, which is left to fastai's own loop"
     learn, self.window = self.learn, self.dl.window
-    self.n_windows += 1
-    self.n_left -= 1
-    if self.n_left == -1: self._warn_of_length('more')
-    if self.n_windows == 1: self._before_first_window()
-    self.due = self.unchecked and len(self.window) > 1 and self._check_falls_due()
+    self._count_window()
     self.keep = self.train_metrics or self.due
     self.opt.zero_grad() # nothing is left over from a fit that was interrupted
     self.others = [cb for cb in learn.cbs.sorted('order') if cb is not self]
@@ -498,6 +495,12 @@ class _StepGuard:
         raise SettingsError(
             'a second forward pass within a step sees one micro-batch, not the window.',
             'call learn.grad_accum.replay(), which passes over the whole window.')
+
+@patch
+def after_epoch(self:GradAccum): self.after_batch() # a cancelled batch has none
+
+@patch
+def after_fit(self:GradAccum): self.after_batch()
 
 @patch
 def before_step(self:GradAccum):
