@@ -1,5 +1,6 @@
 "Accumulated gradients are the full batch's, for whatever sizes and losses; what can't be is refused."
-import tempfile, warnings
+import pickle, tempfile, warnings
+from functools import partial
 import pytest, torch, torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from torch import nn
@@ -153,7 +154,30 @@ def contrastive(pred, y):
     z = F.normalize(pred)
     return F.cross_entropy(z@z.T/.1 - 1e4*torch.eye(len(z)), torch.arange(len(z)).flip(0))
 
-HIDDEN = dict(weights=lambda p, y: F.cross_entropy(p, y, weight=W), ignored=lambda p, y: F.cross_entropy(p, y, ignore_index=2), module=Wrapped(),
+def weighted(pred, y): return F.cross_entropy(pred, y, weight=W)
+
+class CalledCE(nn.CrossEntropyLoss):
+    def __call__(self, pred, y): return weighted(pred, y)
+
+class CalledFlat(CrossEntropyLossFlat):
+    def __call__(self, pred, y): return weighted(pred, y)
+
+class CalledSmoothing(LabelSmoothingCrossEntropyFlat):
+    def __call__(self, pred, y): return weighted(pred, y)
+
+def patched():
+    "PyTorch's, with a `forward` of the object's own"
+    loss = nn.CrossEntropyLoss()
+    loss.forward = weighted
+    return loss
+
+def hooked():
+    "PyTorch's, with a hook that changes its value"
+    loss = nn.CrossEntropyLoss()
+    loss.register_forward_hook(lambda module, args, value: weighted(*args))
+    return loss
+
+HIDDEN = dict(called=CalledCE(), called_flat=CalledFlat(), called_smoothing=CalledSmoothing(), patched=patched(), hooked=hooked(), weights=lambda p, y: F.cross_entropy(p, y, weight=W), ignored=lambda p, y: F.cross_entropy(p, y, ignore_index=2), module=Wrapped(),
               subclass=OwnCE(), focal_dice=FocalDice(), dice=dice, contrastive=contrastive, sum=lambda p, y: F.cross_entropy(p, y, reduction='sum'))
 
 @pytest.mark.parametrize('name', HIDDEN)
@@ -258,13 +282,30 @@ def test_the_check_draws_no_random_numbers():
         drawn.append(torch.rand(3))
     assert torch.equal(*drawn)
 
-def test_only_the_first_window_is_kept():
+def test_few_windows_are_kept():
     class Keeps(Callback):
         order = 90
         def before_fit(self): self.seen = []
-        def before_step(self): self.seen.append(self.learn.grad_accum.keep)
-    learn = fit(4, [GradAccum(16), Keeps()], lambda p, y: F.cross_entropy(p, y))
-    assert learn.keeps.seen == [True, False, False] and fit(4, [GradAccum(16), Keeps()]).keeps.seen == [False]*3
+        def before_step(self):
+            if self.learn.grad_accum.keep: self.seen.append(self.learn.train_iter+1)
+    data = samples(20*16)
+    learn = fit(4, [GradAccum(16), Keeps()], lambda p, y: F.cross_entropy(p, y), data, epochs=2)
+    assert learn.keeps.seen == [1, 2, 3, 4, 8, 16] and not fit(4, [GradAccum(16), Keeps()], data=data).keeps.seen
+
+@pytest.mark.parametrize('at', [2, 3, 4, 8])
+def test_a_loss_that_agrees_by_accident_is_refused_in_a_later_window(at):
+    data = [(x, y if i >= 16*(at-1) else torch.tensor(1)) for i, (x, y) in enumerate(samples(16*10))] # one class before
+    with pytest.raises(SettingsError, match='denominator='): fit(4, [GradAccum(16)], HIDDEN['weights'], data)
+    own = GradAccum(16, denominator=lambda f, y: W[y].sum())
+    assert same(fit(4, [own], HIDDEN['weights'], data), fit(16, [], HIDDEN['weights'], data))
+
+def test_a_sum_in_a_function_of_ones_own_says_so():
+    loss = lambda p, y: F.cross_entropy(p, y, reduction='sum')
+    with pytest.raises(SettingsError, match="set loss.reduction = 'sum'"): fit(5, [GradAccum(16)], loss, lr=.01)
+    loss.reduction = 'sum'
+    outer = partial(loss)
+    outer.reduction = 'sum'
+    for f in (loss, outer, partial(loss)): assert same(fit(5, [GradAccum(16)], f, lr=.01), fit(16, [], f, lr=.01))
 
 # ---- other callbacks
 
@@ -370,6 +411,27 @@ def test_nothing_of_a_fit_stays_in_the_callback():
         learn.fit(1, .1)
     assert not learn.model._forward_pre_hooks
 
+@pytest.mark.parametrize('event', ['before_step', 'after_step'])
+@pytest.mark.parametrize('exception', [CancelFitException, CancelTrainException, CancelEpochException, KeyboardInterrupt])
+def test_after_an_interrupted_step_the_model_is_as_any_other(event, exception):
+    learn = fit(4, [GradAccum(16)])
+    cb, caught = learn.grad_accum, None
+    with learn.no_bar(), learn.no_logging():
+        try: learn.fit(1, .1, cbs=Raise(event, exception, 2))
+        except KeyboardInterrupt as e: caught = e # as a notebook keeps the error, with all its frames
+    assert (caught is None) == (exception is not KeyboardInterrupt)
+    if caught is None: assert not learn.model._forward_pre_hooks and not cb.window and not cb.losses
+    copy = pickle.loads(pickle.dumps(learn.model))
+    for model in (learn.model, copy): model(torch.randn(2, 6)).sum().backward()
+    assert not learn.model._forward_pre_hooks and not cb.window and not cb.losses and cb.hook is None
+
+def test_a_fit_of_another_learner_is_not_refused_after_an_interrupted_step():
+    class Stop(Callback):
+        def after_step(self): raise KeyboardInterrupt
+    model = nn.Linear(6, C)
+    with pytest.raises(KeyboardInterrupt): fit(4, [GradAccum(16), Stop()], model=model)
+    assert len(fit(4, [SAM(one_batch)], model=model).record.grads) == 10
+
 def test_replay_in_half_precision_carries_the_loss_scale():
     half = fit(4, [GradAccum(16), CPUMixedPrecision('fp16'), SAM(lambda learn: learn.grad_accum.replay())])
     assert same(half, fit(4, [GradAccum(16), SAM(lambda learn: learn.grad_accum.replay())]), 1e-2)
@@ -393,6 +455,14 @@ def test_lists_are_cut_by_samples_or_refused():
                                (torch.rand(8, 3), torch.arange(7))])
 def test_batches_of_unknown_kind_are_refused(b):
     with pytest.raises(SettingsError, match='first dimension'): TensorBatch.length(b)
+
+def test_lists_beside_a_stacked_tensor_are_joined_part_by_part():
+    images, targets = torch.rand(9, 3, 8, 8), [dict(boxes=torch.rand(1+i%3, 4)) for i in range(9)]
+    whole = ListBatch.join([ListBatch.cut((images, targets), 0, 4), ListBatch.cut((images, targets), 4, 9)])
+    assert torch.equal(whole[0], images) and whole[1] == targets
+    dl = D.DataLoader(list(zip(images, targets)), batch_size=4, collate_fn=lambda items: (torch.stack([x for x, _ in items]), [t for _, t in items]))
+    seen = [[(b[0].shape, len(b[1])) for b in w.window] for w in [Windows(dl, 9, ListBatch)] for _ in w] # 4+4+1 is balanced
+    assert seen == [[(torch.Size([3, 3, 8, 8]), 3)]*3]
 
 def test_a_detector_of_lists_trains_exactly():
     class Net(nn.Module):
@@ -419,6 +489,35 @@ def sizes(n, bs, effective):
 def test_no_micro_batch_of_one_where_it_can_be_avoided(n, bs, effective):
     for window in sizes(n, bs, effective):
         assert max(window) <= bs and (min(window) > 1 or sum(window) == 1)
+
+def ragged(collate, effective, net, loss=None, n=21):
+    "Steps of a fit over batches of 4 that can't be joined"
+    data = [(torch.arange(1, 3+i%5), torch.tensor(i%C)) for i in range(n)]
+    learn = fit(4, [GradAccum(effective)], model=net, dl=D.DataLoader(data, batch_size=4, collate_fn=collate), loss=loss)
+    return len(learn.record.grads)
+
+def padded(items): return nn.utils.rnn.pad_sequence([x for x, _ in items], batch_first=True), torch.stack([y for _, y in items])
+
+def multi_scale(items): # the size depends on the batch
+    size = 8+int(items[0][0].sum())%3
+    return torch.ones(len(items), 3, size, size), torch.stack([y for _, y in items])
+
+class Bag(nn.Module):
+    "A mean of embeddings"
+    def __init__(self):
+        super().__init__()
+        self.emb, self.out = nn.Embedding(9, 8, padding_idx=0), nn.Linear(8, C)
+    def forward(self, x): return self.out(self.emb(x).mean(1))
+
+def test_a_lone_sample_of_batches_that_cannot_be_joined_trains():
+    conv = lambda: nn.Sequential(nn.Conv2d(3, C, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    norm = lambda: nn.Sequential(nn.Conv2d(3, C, 3), nn.BatchNorm2d(C), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    for effective in (9, 16, 17): # windows of 4+4+1 and others
+        steps = -(-21//effective)
+        assert ragged(padded, effective, Bag()) == ragged(multi_scale, effective, conv()) == steps
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', message='.*batch-norm layers')
+            assert ragged(multi_scale, effective, norm()) == steps
 
 def test_one_sample_under_batch_norm_is_refused_before_the_first_step():
     net = lambda: nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, C))
@@ -448,6 +547,34 @@ def test_loaders_without_a_length_are_refused_in_words():
     sized.batch_size = 6 # as the error says
     dl = D.DataLoader(samples(), batch_sampler=sized)
     assert n_samples(dl) == 180 and len(Windows(dl, 12)) == len(fit(6, [GradAccum(12)], dl=dl).record.grads) == 15
+
+def test_loaders_of_whole_batches_are_refused_in_words():
+    whole = [tuple(torch.stack(o) for o in zip(*samples()[i:i+5])) for i in range(0, 35, 5)]
+    for dl in (D.DataLoader(whole, batch_size=None), DataLoader(whole, bs=None)):
+        with pytest.raises(SettingsError, match='unknown.*\n.*single samples'): fit(5, [GradAccum(10)], dl=dl)
+    assert n_samples(D.DataLoader([s for b in whole for s in zip(*b)], batch_size=5)) == 35 # as the error says
+    dl = D.DataLoader(whole, batch_size=None)
+    dl.n = sum(len(y) for _, y in whole) # the other way
+    assert len(Windows(dl, 10)) == len(fit(5, [GradAccum(10)], dl=dl).record.grads) == 4
+
+class Short:
+    "A batch sampler whose last batches are smaller than it says"
+    batch_size = 8
+    def __iter__(self): yield from (list(range(i, min(i+8, 37))) for i in range(0, 37, 8))
+    def __len__(self): return 5
+
+def test_an_epoch_of_other_length_than_announced_is_warned_of():
+    short = D.DataLoader(samples(), batch_sampler=Short())
+    twice = D.DataLoader(samples(), batch_size=8, collate_fn=lambda items: D.default_collate(items+items))
+    for dl, effective, than in ((short, 19, 'fewer steps than the 3'), (twice, 16, 'more steps than the 3')):
+        with pytest.warns(UserWarning, match=than): fit(8, [GradAccum(effective)], dl=dl)
+    short.n, twice.n = 37, 74 # as the warning says
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert len(fit(8, [GradAccum(19)], dl=short).record.grads) == 2
+        fit(8, [GradAccum(16)], dl=twice)
+        for exception in (CancelTrainException, CancelEpochException, CancelFitException): # a short epoch that is meant
+            fit(4, [GradAccum(16), Raise('after_batch', exception, 1)])
 
 # ---- what a fit leaves behind
 

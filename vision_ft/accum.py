@@ -14,11 +14,13 @@ from functools import partial
 from inspect import signature
 from itertools import chain
 from math import ceil, nan
+from traceback import walk_stack
 import pandas as pd, torch, torch.nn.functional as F
 from fastai.callback.core import Callback, CancelBackwardException
 from fastai.callback.mixup import MixHandler
 from fastai.callback.schedule import LRFinder
 from fastai.callback.training import GradientAccumulation, bn_types
+from fastai.learner import Learner
 from fastai.losses import BaseLoss, LabelSmoothingCrossEntropy
 from fastai.torch_core import apply, find_bs, to_detach
 from fastcore.basics import patch
@@ -31,15 +33,17 @@ from .memory import free_memory
 def _unwrap(loss_func):
     "The loss inside partials and fastai's wrappers, and a lookup of its settings"
     f, keywords = loss_func, {}
-    while isinstance(f, (partial, BaseLoss)):
+    while isinstance(f, partial) or type(f).__call__ is BaseLoss.__call__:
         keywords = {**getattr(f, 'keywords', {}), **keywords}
         f = f.func
     return f, lambda name, default: keywords.get(name, getattr(f, name, default))
 
 def _is_cross_entropy(f):
-    "Whether a loss is PyTorch's own cross-entropy; a subclass with another `forward` is not"
-    forwards = nn.CrossEntropyLoss.forward, nn.NLLLoss.forward
-    return f in (F.cross_entropy, F.nll_loss) or getattr(type(f), 'forward', None) in forwards
+    "Whether a loss is PyTorch's own; one with another `forward` or `__call__`, or a hook, is not"
+    if f in (F.cross_entropy, F.nll_loss): return True
+    if type(f).__call__ is not nn.Module.__call__ or f._forward_hooks: return False
+    forward = getattr(f.forward, '__func__', None)
+    return forward in (nn.CrossEntropyLoss.forward, nn.NLLLoss.forward)
 
 def _mixed(loss_func):
     "Whether MixUp or CutMix has put its own method, a mean over samples, in place of the loss"
@@ -67,7 +71,8 @@ def denominator(
 def _is_sum(loss_func):
     "Whether a loss adds its samples up"
     if _mixed(loss_func): loss_func = loss_func.__self__.old_lf
-    return _unwrap(loss_func)[1]('reduction', 'mean') == 'sum'
+    says = getattr(loss_func, 'reduction', None), _unwrap(loss_func)[1]('reduction', None)
+    return 'sum' in says
 
 def loss_shares(
     loss_func,              # as in `denominator`
@@ -114,7 +119,7 @@ class TensorBatch:
 
 # %% ../nbs/04_accum.ipynb #a4c00003
 class ListBatch:
-    "Batches of lists with an entry a sample: images of any size, dicts of boxes"
+    "Batches of lists with an entry a sample (images of any size, dicts of boxes), or of tensors"
     @staticmethod
     def length(b:tuple)->int:
         "Samples of a batch; an error where its lists don't agree on them"
@@ -127,7 +132,11 @@ class ListBatch:
     def cut(b:tuple, start:int, stop:int): return tuple(o[start:stop] for o in b)
 
     @staticmethod
-    def join(batches:list): return tuple(list(chain(*o)) for o in zip(*batches))
+    def join(batches:list):
+        "One batch of all samples"
+        def join_part(parts):
+            return torch.cat(parts) if isinstance(parts[0], Tensor) else list(chain(*parts))
+        return tuple(join_part(parts) for parts in zip(*batches))
 
 # %% ../nbs/04_accum.ipynb #a4c00004
 def _leaf(o):
@@ -180,6 +189,7 @@ def check_loss(
     raise SettingsError(
         f'the loss is not the mean that was assumed: the accumulated gradient is {error:.1%} off.',
         'pass GradAccum(…, denominator=…): what the loss divides by, such as targets that count. '
+        "For a loss that adds its samples up, set loss.reduction = 'sum'. "
         'A loss that mixes samples (dice over a batch, contrastive) has none: set the '
         "DataLoader's batch size to effective_bs, or accept the difference with check=False.")
 
@@ -208,17 +218,19 @@ def n_samples(
     dl # a DataLoader of fastai or torch
 )->int:
     "Samples that one pass over `dl` yields: sampler and `drop_last` are taken into account"
-    (draws, bs), n = _draws(dl), None
-    if draws is dl or hasattr(draws, 'sampler'):
-        n = getattr(dl, 'partial_n', None) or getattr(dl, 'n', None)
+    (draws, bs), n = _draws(dl), getattr(dl, 'partial_n', None) or getattr(dl, 'n', None)
+    whole = draws is dl and None in (getattr(dl, 'bs', 0), getattr(dl, 'batch_size', 0))
+    if whole and hasattr(dl, 'bs'): n = None # fastai's n counts the batches that the dataset holds
+    if n is None and not whole and (draws is dl or hasattr(draws, 'sampler')):
         for sized in (getattr(draws, 'sampler', None), getattr(dl, 'dataset', None)):
             if n is None and hasattr(sized, '__len__'): n = len(sized)
-    elif bs and hasattr(draws, '__len__'): n = len(draws)*bs # a batch sampler of one's own
+    elif n is None and bs and hasattr(draws, '__len__'): n = len(draws)*bs # at most
     if n is None:
         raise SettingsError(
             'the number of samples of an epoch is unknown, and with it the number of steps.',
-            'give the DataLoader a dataset or sampler with a length, '
-            'a batch_sampler also a batch_size.')
+            'give the DataLoader a batch_size and a dataset of single samples or a sampler with a '
+            'length, a batch_sampler also a batch_size; or set n, the samples of an epoch, on a '
+            'DataLoader of torch.')
     return n - n%bs if bs and getattr(draws, 'drop_last', False) else n
 
 # %% ../nbs/04_accum.ipynb #aed7dca8
@@ -261,7 +273,8 @@ def _balance(window, micro_bs, batch):
     sizes = [batch.length(b) for b in window]
     if min(sizes) > 1 or len(sizes) == 1: return window
     n, k = sum(sizes), ceil(sum(sizes)/micro_bs)
-    whole = batch.join(window)
+    try: whole = batch.join(window)
+    except Exception: return window # samples of different shapes
     return [batch.cut(whole, n*i//k, n*(i+1)//k) for i in range(k)]
 
 # %% ../nbs/04_accum.ipynb #53939468
@@ -272,21 +285,21 @@ class GradAccum(Callback):
         effective_bs:int=64, # samples to an optimizer step, whatever the DataLoader's batch size
         denominator=None,    # what a loss of your own divides by: `own` of `micro_denominator`
         batch=TensorBatch,   # how batches are measured, cut and joined
-        check:bool=True      # whether to compare the first window with its joined batch
+        check:bool=True      # whether to compare windows of the first epoch with their joined batch
     ):
         self.effective_bs = whole_number(effective_bs, 'effective_bs')
         self.denominator, self.batch, self.check, self.hook = denominator, batch, check, None
 
     def before_fit(self):
         self._refuse_company()
+        self.after_batch() # nothing is left of a fit that was interrupted
         n_steps = len(Windows(self.dls.train, self.effective_bs, self.batch))
         for cb in self.learn.cbs: # lr_find counts epochs by micro-batches
             if isinstance(cb, LRFinder): self.learn.n_epoch = cb.num_it//n_steps + 1
-        self.first, self.unchecked = True, self.check
+        self.n_windows, self.n_left, self.unchecked = 0, 0, self.check
         self.train_metrics = getattr(getattr(self.learn, 'recorder', None), 'train_metrics', False)
 
     def before_train(self):
-        self.after_batch() # nothing is left of an epoch or a fit that was interrupted
         self.learn.dl = Windows(self.dl, self.effective_bs, self.batch)
 
     def after_batch(self):
@@ -309,6 +322,20 @@ def _refuse_company(self:GradAccum):
     if ranks > 1 or hasattr(self.learn, 'distributed_trainer'):
         raise SettingsError(f'GradAccum works in one process, not in a process group (of {ranks}).',
             'start one process and leave distrib_ctx, or train without GradAccum.')
+
+@patch
+def after_cancel_train(self:GradAccum): self.n_left = 0
+
+@patch
+def after_train(self:GradAccum):
+    if self.n_left > 0: self._warn_of_length('fewer')
+
+@patch
+def _warn_of_length(self:GradAccum, than):
+    "Say that schedules go wrong"
+    warnings.warn(f'the epoch has {than} steps than the {len(self.dl)} that its DataLoader '
+        'announces, so schedules go wrong: set n, the samples of an epoch, on a DataLoader of '
+        'torch, or let each item of the dataset become one sample of a batch.')
 
 # %% ../nbs/04_accum.ipynb #fa5b12e3
 def watch_batch_norm(
@@ -347,20 +374,29 @@ def _refuse_single(layers, error):
 @patch
 def _before_first_window(self:GradAccum):
     "What is looked at once in a fit: batch norm, and whether the loss has to be checked"
-    self.first = False
     (_, micro_bs), loss_func = _draws(self.dls.train), self.learn.loss_func
     if micro_bs:
         watch_batch_norm(self.model, n_samples(self.dls.train), micro_bs, self.effective_bs)
     known = _mixed(loss_func) or _is_cross_entropy(_unwrap(loss_func)[0])
     if known and self.denominator is None: self.unchecked = False
 
+@patch
+def _count_window(self:GradAccum):
+    "Whether a check is due: in windows 1, 2, 3, 4, 8, 16 and so on of the first epoch"
+    self.n_windows, self.n_left = self.n_windows+1, self.n_iter-self.iter-1
+    if self.n_windows == 1: self._before_first_window()
+    if self.n_left == -1: self._warn_of_length('more')
+    n = self.n_windows
+    self.due = self.unchecked and n <= self.n_iter and (n == 3 or n & (n-1) == 0)
+    self.due = self.due and len(self.window) > 1
+
 # %% ../nbs/04_accum.ipynb #b3e1d6b4
 @patch
 def before_batch(self:GradAccum):
     "Forward and backward for all micro-batches but the last, which is left to fastai's own loop"
     learn, self.window = self.learn, self.dl.window
-    if self.first: self._before_first_window()
-    self.keep = self.train_metrics or (self.unchecked and len(self.window) > 1)
+    self._count_window()
+    self.keep = self.train_metrics or self.due
     self.opt.zero_grad() # nothing is left over from a fit that was interrupted
     self.others = [cb for cb in learn.cbs.sorted('order') if cb is not self]
     last = learn.xb, learn.yb
@@ -417,11 +453,11 @@ def after_backward(self:GradAccum):
 # %% ../nbs/04_accum.ipynb #c9c31cf9
 @patch
 def _show_window(self:GradAccum, shares):
-    "Check the loss in the first window; show the metrics predictions and targets of the window"
+    "Check the loss where that is due; show the metrics predictions and targets of the window"
     preds, ybs = zip(*self.kept)
-    if self.unchecked and len(preds) > 1:
-        self.unchecked, own = False, self.denominator is not None
-        check_loss(self.learn.loss_func, preds, ybs, shares, self.batch, quiet=own)
+    if self.due:
+        quiet = self.denominator is not None or self.n_windows > 1 # what can't be told is said once
+        check_loss(self.learn.loss_func, preds, ybs, shares, self.batch, quiet)
     if not self.train_metrics: return
     self.learn.pred, = self.batch.join([(p,) for p in preds])
     self.learn.yb = self.batch.join(ybs)
@@ -443,14 +479,33 @@ def replay(self:GradAccum)->Tensor: # the window's loss
     learn.xb, learn.yb, learn.pred, learn.loss = seen
     return loss
 
-@patch
-def before_step(self:GradAccum):
-    "From here on, whoever takes another gradient of the model would see the last micro-batch alone"
-    def refuse(model, args):
-        if self.stepping and torch.is_grad_enabled(): raise SettingsError(
+
+# %% ../nbs/04_accum.ipynb #a4c0000d
+class _StepGuard:
+    "Refuses a forward pass with gradients within a step: it would see the last micro-batch alone"
+    def __init__(self, cb=None): self.cb = cb
+    def __reduce__(self): return _StepGuard, () # copies of the model refuse nothing
+    def __call__(self, model, args):
+        if self.cb is None or not torch.is_grad_enabled(): return
+        learn, fit = self.cb.learn, Learner.fit.__code__
+        frames = (f for f, _ in walk_stack(None) if f.f_code is fit)
+        if not any(f.f_locals['self'] is learn for f in frames):
+            return self.cb.after_batch() # Ctrl-C in a step has left this hook behind
+        if not self.cb.stepping: return # replay
+        raise SettingsError(
             'a second forward pass within a step sees one micro-batch, not the window.',
             'call learn.grad_accum.replay(), which passes over the whole window.')
-    self.stepping, self.hook = True, self.model.register_forward_pre_hook(refuse)
+
+@patch
+def after_epoch(self:GradAccum): self.after_batch() # a cancelled batch has none
+
+@patch
+def after_fit(self:GradAccum): self.after_batch()
+
+@patch
+def before_step(self:GradAccum):
+    "Until the window is done, a forward pass with gradients is refused"
+    self.stepping, self.hook = True, self.model.register_forward_pre_hook(_StepGuard(self))
 
 # %% ../nbs/04_accum.ipynb #56c5019f
 class History(Callback):
