@@ -208,6 +208,11 @@ def test_parts_of_data_are_no_classes(tmp_path, parts):
     assert 'pass the part with the class folders' in e.value.fix
     assert set(read_folder(next(tmp_path.iterdir())).label) == {'cat', 'dog'} # as advised
 
+@pytest.mark.parametrize('part', ['test_images', 'Test Set', 'unlabeled-images'])
+def test_a_folder_of_new_images_beside_the_classes_is_no_class(tmp_path, part):
+    drawn(tmp_path, cat=3, dog=3, **{part: 3})
+    with pytest.raises(DataError, match='parts of data'): read_folder(tmp_path)
+
 def test_folders_that_look_like_parts_get_a_word(tmp_path):
     for part in ('batch a', 'batch b'): drawn(tmp_path/part, cat=2, dog=2)
     with pytest.warns(UserWarning, match='batch a, batch b are taken for classes, and each holds the folders cat, dog') as said: df = read_folder(tmp_path)

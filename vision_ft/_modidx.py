@@ -487,6 +487,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'vision_ft.data.tables._find_files': ('data/tables.html#_find_files', 'vision_ft/data/tables.py'),
                                        'vision_ft.data.tables._groups': ('data/tables.html#_groups', 'vision_ft/data/tables.py'),
                                        'vision_ft.data.tables._has_blanks': ('data/tables.html#_has_blanks', 'vision_ft/data/tables.py'),
+                                       'vision_ft.data.tables._letters': ('data/tables.html#_letters', 'vision_ft/data/tables.py'),
                                        'vision_ft.data.tables._parse_csv': ('data/tables.html#_parse_csv', 'vision_ft/data/tables.py'),
                                        'vision_ft.data.tables._part_words': ('data/tables.html#_part_words', 'vision_ft/data/tables.py'),
                                        'vision_ft.data.tables._some': ('data/tables.html#_some', 'vision_ft/data/tables.py'),

@@ -59,9 +59,11 @@ _PARTS = ('training train validation valid val testing test evaluation eval '
           'dev unlabeled unlabelled pred').split()
 _BESIDE_PARTS = 'dataset set data seg images image'.split() # as in seg_train, Test Data
 
+def _letters(name): return re.sub(r'[\W\d_]', '', name.casefold())
+
 def _part_words(name):
     "The parts of data that `name` names, if it says nothing else: {'train'} of seg_train"
-    letters = re.sub(r'[\W\d_]', '', name.casefold())
+    letters = _letters(name)
     words = re.findall('|'.join(_PARTS+_BESIDE_PARTS), letters)
     return frozenset(words).intersection(_PARTS if ''.join(words) == letters else ())
 
@@ -70,7 +72,8 @@ def _check_class_folders(folder, rel):
     inside = defaultdict(set)
     for o in rel: inside[o.parts[0]].add(o.parts[1] if len(o.parts) > 2 else '')
     parts = {o: words for o in sorted(inside) if (words := _part_words(o))}
-    if parts and (len(inside) == 1 or len(set(parts.values())) > 1):
+    sure = [o for o in parts if _letters(o) not in _PARTS] # test_images is no class, 'test' may be
+    if parts and (sure or len(inside) == 1 or len(set(parts.values())) > 1):
         raise DataError(f'{folder} holds {_some(parts)}: parts of data, not its classes.',
             'pass the part with the class folders, or name the parts train_images and test_images.')
     first, *others = inside.values()
