@@ -1,5 +1,6 @@
 "What the chapter on models can't show in passing: foreign files, no network, no memory, heads of many families."
-import math, warnings
+import math, re, warnings
+from pathlib import Path
 import numpy as np, pandas as pd, psutil, pytest, timm, torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
@@ -171,6 +172,8 @@ WRAPPED = {
     'model.backbone.': lambda sd: dict(state_dict={f'model.backbone.{k}': v for k, v in sd.items()}, epoch=3),
     'module._orig_mod.': lambda sd: dict(model_state_dict={f'module._orig_mod.{k}': v for k, v in sd.items()}),
     "model_state_dict'": lambda sd: dict(model_state_dict=sd, optimizer_state_dict=dict(state={0: dict(step=torch.ones(1))})),
+    "model_state'": lambda sd: dict(model_state=sd, optimizer_state=dict(state={})),
+    'checkpoint → model': lambda sd: dict(checkpoint=dict(model=sd, optimizer={}), epoch=3),
     'ema → module': lambda sd: dict(ema=dict(module=sd, updates=7)),
     'state_dict_ema': lambda sd: dict(state_dict_ema=sd, state_dict={k: torch.zeros_like(v) for k, v in sd.items()}),
 }
@@ -223,3 +226,62 @@ def test_a_full_disk_is_said_and_leaves_nothing(monkeypatch, tmp_path):
     with pytest.raises(SettingsError, match='w.safetensors.*full(?s:.)*Fix: '):
         save_checkpoint(make_model('tiny_vit', 4), tmp_path/'w.safetensors')
     assert not list(tmp_path.iterdir())
+
+# --- files of other projects
+
+def test_a_file_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    a = make_model('tiny_vit', 4)
+    save_checkpoint(a, tmp_path/'w'/'f.safetensors')
+    assert clean_pretrained('~/w/f.safetensors') == str(tmp_path/'w'/'f.safetensors') # for the hash in run.json too
+    for path in ('~/w/f.safetensors', Path('~/w/f.safetensors')):
+        assert torch.equal(make_model('tiny_vit', 4, pretrained=path).head.weight, a.head.weight)
+        assert preflight('tiny_vit', path, n_out=4)['where'] == 'file'
+    with pytest.raises(PretrainedError, match='is not a file'): make_model('tiny_vit', 4, pretrained='~nobody-of-this-name/w.pth')
+
+def test_a_checkpoint_of_lightning(tmp_path):
+    a = make_model('tiny_vit', 4)
+    weights = {f'model.{k}': v for k, v in a.state_dict().items()} | {'loss.weight': torch.ones(4)}
+    torch.save({'epoch': 3, 'global_step': 99, 'pytorch-lightning_version': '2.5.0', 'state_dict': weights, 'loops': {},
+                'callbacks': {}, 'optimizer_states': [], 'lr_schedulers': [], 'hyper_parameters': dict(lr=.1)}, tmp_path/'last.ckpt')
+    with pytest.warns(UserWarning, match="last.ckpt: the weights are those under 'state_dict'; the prefix 'model.'"):
+        b = make_model('tiny_vit', 4, pretrained=tmp_path/'last.ckpt')
+    for k, v in a.state_dict().items(): assert torch.equal(v, b.state_dict()[k]), k
+
+def test_what_cannot_be_unwrapped_says_its_keys_and_the_fix_works(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    a = make_model('tiny_vit', 4)
+    torch.save(dict(teacher=a.state_dict(), student=a.state_dict(), epoch=3), 'two.pth')
+    with pytest.raises(PretrainedError, match='does not fit(?s:.)*keys of the file are teacher, student, epoch') as e:
+        make_model('tiny_vit', 4, pretrained=tmp_path/'two.pth')
+    exec(re.search(r'torch\.save\(.*\)', str(e.value))[0], dict(torch=torch))
+    assert torch.equal(make_model('tiny_vit', 4, pretrained='weights.pth').head.weight, a.head.weight)
+    torch.save(dict(model=make_model('test_resnet', 4).state_dict(), optimizer={}), 'other.pth')
+    with pytest.raises(PretrainedError, match='keys of the file are model, optimizer(?s:.)*Fix: choose the arch'):
+        make_model('tiny_vit', 4, pretrained='other.pth')
+    torch.save(make_model('test_resnet', 4).state_dict(), 'flat.pth')
+    with pytest.raises(PretrainedError, match='keys of the file are conv1.0.weight(, [^,]+){5}, ….\n'): make_model('tiny_vit', 4, pretrained='flat.pth')
+
+@pytest.mark.parametrize('value', ['nan', 'inf', '-inf'])
+def test_weights_that_are_not_finite_are_refused(value, tmp_path):
+    sd = make_model('tiny_vit', 4).state_dict()
+    def saved(name, dtype=torch.float32):
+        bad = {k: v.clone().to(dtype) for k, v in sd.items()}
+        bad[name].view(-1)[-1] = float(value)
+        torch.save(bad, tmp_path/'w.pth')
+        return tmp_path/'w.pth'
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        f = saved('blocks.1.mlp.fc1.weight', dtype)
+        for load in (make_model, lambda arch, n_out, pretrained: preflight(arch, pretrained, n_out=n_out)):
+            with pytest.raises(PretrainedError, match='1 tensors, such as blocks.1.mlp.fc1.weight(?s:.)*Fix: '): load('tiny_vit', 4, pretrained=f)
+    f = saved('head.weight')
+    with pytest.raises(PretrainedError, match='such as head.weight'): make_model('tiny_vit', 4, pretrained=f)
+    with pytest.warns(UserWarning, match='starts fresh'): make_model('tiny_vit', 7, pretrained=f) # a head that isn't loaded
+
+def test_running_statistics_are_checked_and_limits_may_be_infinite(tmp_path):
+    net = make_model('test_resnet', 4)
+    sd = net.state_dict()
+    bn = next(k for k in sd if k.endswith('running_var'))
+    torch.save(sd | {bn: torch.full_like(sd[bn], float('inf'))}, tmp_path/'w.pth')
+    with pytest.raises(PretrainedError, match=bn): make_model('test_resnet', 4, pretrained=tmp_path/'w.pth')
+    models._check_finite(net, tmp_path/'w.pth', {'clip.input_max': torch.tensor(float('inf'))})

@@ -1,8 +1,10 @@
 "Views, and their predictions from Learners and from plain models"
+from functools import partial
 from pathlib import Path
-import numpy as np, pandas as pd, pytest, torch
+import numpy as np, pandas as pd, pytest, torch, torch.nn.functional as F
 from fastai.data.load import DataLoader as FastaiDataLoader
-from fastai.vision.all import (BCEWithLogitsLossFlat, CategoryBlock, ColReader, CrossEntropyLossFlat, DataBlock, DataLoaders, ImageBlock,
+from fastai.vision.all import (BaseLoss, BCELossFlat, BCEWithLogitsLossFlat, FocalLossFlat, L1LossFlat, LabelSmoothingCrossEntropy,
+                               CategoryBlock, ColReader, CrossEntropyLossFlat, DataBlock, DataLoaders, ImageBlock,
                                ImageDataLoaders, Learner, MSELossFlat, MultiCategoryBlock, PILImage, PointBlock, RegressionBlock, Resize, load_learner)
 from fasttransform import Pipeline
 from hypothesis import given, strategies as st
@@ -379,3 +381,108 @@ def test_iterable_data_sets():
         def __iter__(self): return iter(pics)
     assert np.array_equal(go(Net(), DataLoader(Stream(), batch_size=4), vocab=cats)['plain'].probs, go(Net(), vocab=cats)['plain'].probs)
     with pytest.raises(DataError, match='shuffles'): go(Net(), DataLoader(Stream(), batch_size=4, num_workers=2), vocab=cats)
+
+# --- losses and activations
+
+@pytest.mark.parametrize('loss', [CrossEntropyLossFlat(), FocalLossFlat(), LabelSmoothingCrossEntropy(), nn.CrossEntropyLoss()])
+def test_softmax_is_not_applied_twice(photos, loss):
+    dls = block(photos)
+    with pytest.raises(SettingsError, match='probabilities already(.|\n)*Fix: .*without its softmax'):
+        T.tta(Learner(dls, Net(3, lambda z: z.softmax(1)), loss_func=loss), photos[2], progress=False)
+    logs = Learner(dls, Net(3, lambda z: z.log_softmax(1)), loss_func=loss) # logits like any others
+    logits = Learner(dls, Net(3), loss_func=loss)
+    np.testing.assert_allclose(*(T.tta(o, photos[2], progress=False).probs for o in (logs, logits)), atol=1e-6)
+
+def test_an_activation_that_keeps_probabilities_as_they_are(photos):
+    learn = Learner(block(photos), Net(3, lambda z: z.softmax(1)), loss_func=BaseLoss(nn.NLLLoss)) # whose activation is the identity
+    with learn.no_bar(): want = learn.get_preds(dl=learn.dls.test_dl(photos[1]))[0].numpy()
+    assert np.array_equal(T.predict_views(learn, photos[2], progress=False)['plain'].probs, want)
+
+def two_classes(photos): return DataBlock((ImageBlock, CategoryBlock(vocab=['no', 'yes'])), get_x=below(photos[0]), item_tfms=Resize(32),
+    get_y=lambda row: 'yes' if row.label == 'a' else 'no').dataloaders(photos[3], bs=4, num_workers=0)
+
+@pytest.mark.parametrize('loss', [MSELossFlat(), L1LossFlat(), nn.MSELoss(), nn.SmoothL1Loss(), nn.HuberLoss(), F.mse_loss, F.l1_loss,
+                                  partial(F.smooth_l1_loss, beta=.5)])
+def test_a_regression_loss_is_refused_before_reading(photos, loss, monkeypatch):
+    learn = Learner(two_classes(photos), Net(1), loss_func=loss)
+    with monkeypatch.context() as m:
+        no_reading(m)
+        with pytest.raises(SettingsError, match='loss is .*loss(.|\n)*Fix: use `learn.get_preds.*logits of classes, pass `ModelSpec'):
+            T.tta(learn, photos[2], progress=False)
+    logits = Learner(learn.dls, Net(1), loss_func=BCEWithLogitsLossFlat())
+    for spec in (T.ModelSpec(learn, ['no', 'yes']), T.ModelSpec(logits, ['no', 'yes'])): # the fix, if they are logits
+        assert T.tta(spec, photos[2], progress=False).probs.shape == (15, 2)
+    wide = T.predict_views(T.ModelSpec(Learner(learn.dls, Net(2), loss_func=loss), ['no', 'yes']), photos[2], progress=False)
+    np.testing.assert_allclose(wide['plain'].probs.sum(1), 1, atol=1e-6)
+
+@pytest.mark.parametrize('loss', [BCELossFlat(), nn.BCELoss(), F.binary_cross_entropy])
+def test_a_loss_of_probabilities_is_refused_and_the_fix_works(photos, loss, monkeypatch):
+    learn = Learner(two_classes(photos), Net(1, lambda z: z.sigmoid()), loss_func=loss)
+    with monkeypatch.context() as m:
+        no_reading(m)
+        with pytest.raises(SettingsError, match='takes probabilities(.|\n)*Fix: take the sigmoid off `learn.model`'): T.tta(learn, photos[2])
+    learn.model, learn.loss_func = Net(1), BCEWithLogitsLossFlat()
+    assert len(T.tta(learn, photos[2], progress=False)) == 15
+
+# --- memory
+
+class Small(nn.Module):
+    "A model on a device that has room for n images"
+    def __init__(self, n, error=torch.OutOfMemoryError('CUDA out of memory.'), k=3):
+        super().__init__()
+        self.net, self.n, self.error, self.seen = Net(k), n, error, []
+    def forward(self, x):
+        if len(x) > self.n: raise self.error
+        self.seen.append(len(x))
+        return self.net(x)
+
+@pytest.mark.parametrize('error', [torch.OutOfMemoryError('CUDA out of memory.'), RuntimeError('MPS backend out of memory'), MemoryError()])
+def test_out_of_memory_halves_the_batch_and_goes_on(photos, error):
+    dls, views = block(photos), ['plain', 'hflip', 'random1']
+    want = T.predict_views(learner(dls), photos[2], views, bs=8, progress=False)
+    small = Small(3, error)
+    with pytest.warns(UserWarning, match='out of memory: going on with batches of [42]') as told:
+        got = T.predict_views(Learner(dls, small, loss_func=CrossEntropyLossFlat()), photos[2], views, bs=8, progress=False)
+    assert len(told) == 2 and set(small.seen) <= {1, 2} and sum(small.seen) == 15*3 # no image twice
+    for v in views:
+        assert list(got[v].ids) == list(want[v].ids)
+        np.testing.assert_allclose(got[v].probs, want[v].probs, atol=1e-6)
+
+def test_out_of_memory_of_a_plain_model_and_several_outputs():
+    kw = dict(vocab=dict(a=cats, b=['no', 'yes']), ids=[f'{i}.jpg' for i in range(9)])
+    cut = lambda z: (z[:, :3], z[:, 3])
+    small = Small(2, k=4)
+    small.net.out = cut
+    want = go(Net(4, cut), **kw)
+    with pytest.warns(UserWarning, match='going on with batches of 2'): got = go(small, **kw)
+    for o in want:
+        for v in want[o]:
+            assert list(got[o][v].ids) == kw['ids']
+            np.testing.assert_allclose(got[o][v].probs, want[o][v].probs, atol=1e-6)
+
+def test_out_of_memory_late_keeps_what_is_done(photos):
+    "What was predicted before stays as it is to the bit"
+    class Later(Small):
+        def forward(self, x):
+            if len(self.seen) == 2: self.n = 2 # another process took the memory
+            return super().forward(x)
+    later, dls = Later(99), block(photos)
+    want = T.predict_views(learner(dls), photos[2], progress=False)['plain']
+    with pytest.warns(UserWarning, match='going on with batches of 2'):
+        got = T.predict_views(Learner(dls, later, loss_func=CrossEntropyLossFlat()), photos[2], progress=False)['plain']
+    assert later.seen == [4, 4, 2, 2, 2, 1] and np.array_equal(got.probs[:8], want.probs[:8])
+    np.testing.assert_allclose(got.probs, want.probs, atol=1e-6)
+
+def test_no_memory_for_one_image_is_said(photos):
+    learn = Learner(block(photos), Small(0), loss_func=CrossEntropyLossFlat())
+    with pytest.warns(UserWarning, match='batches of 1'), pytest.raises(SettingsError, match='one image at a time(.|\n)*Fix: ') as e:
+        T.tta(learn, photos[2], progress=False)
+    assert e.value.__context__ is None # the error that held the memory is gone
+    learn.model = Small(0, RuntimeError('mat1 and mat2 shapes cannot be multiplied'))
+    with pytest.raises(RuntimeError, match='mat1'): T.tta(learn, photos[2], progress=False)
+
+def test_out_of_memory_on_reading_says_bs(photos, monkeypatch):
+    learn = learner(block(photos))
+    def full(*args, **kwargs): raise torch.OutOfMemoryError('CUDA out of memory.')
+    monkeypatch.setattr('fastai.data.load.DataLoader.create_batches', full)
+    with pytest.raises(SettingsError, match='reading 4 images(.|\n)*bs=2'): T.tta(learn, photos[2], progress=False)

@@ -142,10 +142,11 @@ def _start_head(model, redraw=False):
 # %% ../nbs/02_models.ipynb #0a2b7c1b
 def clean_pretrained(
     pretrained # None, 'hub', 'tiny', a path, or an empty cell of a table: NaN, pd.NA, '' or 'None'
-):             # None, or `pretrained` unchanged
+):             # None, or `pretrained`, with the home folder in place of '~'
     "Where weights come from; an empty cell means None"
-    empty = str(pretrained).strip().lower() in ('', 'none', 'nan', 'nat', '<na>')
-    return None if empty else pretrained
+    text = str(pretrained).strip()
+    if text.lower() in ('', 'none', 'nan', 'nat', '<na>'): return None
+    return os.path.expanduser(text) if text.startswith('~') else pretrained
 
 def norm_stats(
     model:nn.Module # from `make_model`
@@ -157,7 +158,7 @@ def norm_stats(
 def make_model(
     arch:str,        # any name that `today` understands
     n_out:int,       # number of classes
-    pretrained=None, # None | 'hub' | 'tiny' | path of a .safetensors, .pth or .pt file
+    pretrained=None, # None | 'hub' | 'tiny' | path of a .safetensors, .pth, .pt or .ckpt file
     size=None,       # pixels, int or (height, width); None for the size of the pretraining
     **kwargs         # more arguments for `timm.create_model`, such as drop_path_rate
 )->nn.Module:
@@ -183,8 +184,8 @@ def body_head(
     return [body, head]
 
 # %% ../nbs/02_models.ipynb #3c7860d4
-# .bin is used on the hub, .pth.tar by timm's training script
-_SUFFIXES = ('.safetensors', '.pth', '.pt', '.bin', '.tar')
+# .bin is used on the hub, .pth.tar by timm's training script, .ckpt by Lightning
+_SUFFIXES = ('.safetensors', '.pth', '.pt', '.ckpt', '.bin', '.tar')
 _LFS_POINTER = b'version https://git-lfs.github.com/spec/v1'
 
 def _check_file(path):
@@ -215,7 +216,7 @@ def _read_file(path):
 # %% ../nbs/02_models.ipynb #0a2b7c1e
 # where training scripts keep a network, the preferred first
 _KEYS = ('state_dict_ema', 'model_ema', 'ema_state_dict', 'state_dict', 'model', 'model_state_dict',
-         'ema', 'module', 'net', 'network', 'weights', 'params')
+         'model_state', 'ema', 'module', 'net', 'network', 'weights', 'params', 'checkpoint')
 
 def _tensors(held):
     "The tensors by name within a checkpoint, and the keys that led to them"
@@ -282,26 +283,48 @@ def _head_note(model, sd):
     return (f'its head {was}, the model needs {model.num_classes}. '
             'The body is loaded, the head starts fresh')
 
+def _check_finite(model, path, sd):
+    "Refuse NaN and infinity in what training changes; other buffers may hold infinite limits"
+    learned = {k for k, _ in model.named_parameters()}
+    checked = {k: v for k, v in sd.items() if k in learned or '.running_' in k}
+    bad = [k for k, v in checked.items() if not v.float().isfinite().all()]
+    if bad:
+        raise PretrainedError(
+            f'{path.name} holds NaN or infinity in {len(bad)} tensors, such as {bad[0]}.',
+            'use a checkpoint of an earlier epoch, or copy the file again.')
+
+# %% ../nbs/02_models.ipynb #0a2b7c31
+def _misfit_error(model, path, held, keys, wrong):
+    "What to say of a file that doesn't fit: how it differs, and what it holds"
+    n = sum(not k.startswith(_head_names(model)) for k in model.state_dict())
+    top = ', '.join(str(k) for k in [*held][:6]) + (', …' if len(held) > 6 else '')
+    nested = [k for k, v in held.items() if isinstance(v, dict)]
+    fix = 'choose the arch that the file was saved from.'
+    if nested and not keys:
+        fix = (f'if the weights lie under {nested[0]!r}, save them alone: '
+               f"torch.save(torch.load({str(path)!r})[{nested[0]!r}], 'weights.pth').")
+    return PretrainedError(
+        f"{path.name} does not fit {model.pretrained_cfg['architecture']}, whose body has "
+        f'{n} tensors: {wrong}. The keys of the file are {top}.', fix)
+
 # %% ../nbs/02_models.ipynb #60afd56d
 def _fit(model, path):
     "What `model` can take of a file, whether that includes the head, and notes on the rest"
-    file, keys = _tensors(_read_file(path))
+    held = _read_file(path)
+    file, keys = _tensors(held)
     sd, notes = _today_names(model, file), []
     heads, want = _head_names(model), model.state_dict()
     if _misfits(model, sd):
         bare, notes = _without_prefix(model, file)
         sd = _today_names(model, bare)
-    if wrong := _misfits(model, sd):
-        n = sum(not k.startswith(heads) for k in want)
-        name = model.pretrained_cfg['architecture']
-        raise PretrainedError(
-            f'{path.name} does not fit {name}, whose body has {n} tensors: {wrong}.',
-            'choose the arch that the file was saved from.')
+    if wrong := _misfits(model, sd): raise _misfit_error(model, path, held, keys, wrong)
     if keys: notes = [f'the weights are those under {" → ".join(keys)!r}', *notes]
     if head := _head_note(model, sd):
         sd = {k: v for k, v in sd.items() if not k.startswith(heads)}
         notes = [*notes, head]
-    return {k: v for k, v in sd.items() if k in want}, not head, notes
+    sd = {k: v for k, v in sd.items() if k in want}
+    _check_finite(model, path, sd)
+    return sd, not head, notes
 
 # %% ../nbs/02_models.ipynb #58e5c40e
 def save_checkpoint(
@@ -327,7 +350,7 @@ def _find(arch, pretrained):
     if isinstance(pretrained, (str, Path)) and Path(pretrained).is_file(): return Path(pretrained)
     raise PretrainedError(
         f'pretrained={str(pretrained)!r} is not a file.',
-        "pass the path of a .safetensors, .pth or .pt file, or one of None, 'hub', 'tiny'.")
+        "pass the path of a .safetensors, .pth, .pt or .ckpt file, or None, 'hub' or 'tiny'.")
 
 # %% ../nbs/02_models.ipynb #3891179a
 def tiny_facts(

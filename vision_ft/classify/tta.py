@@ -7,7 +7,7 @@ __all__ = ['VIEWS', 'COLOURS', 'MIN_AREA', 'DEFAULT_VIEWS', 'view_matrix', 'view
            'head_probs', 'ModelSpec', 'image_table', 'predict_views', 'average_views', 'tta', 'fit_view_weights']
 
 # %% ../../nbs/classify/21_tta.ipynb #d9b3ab17
-import math, re
+import math, re, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,8 +27,10 @@ from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 from tqdm.auto import tqdm
 from ..core import DataError, Preds, SettingsError, check_name, open_rgb, parse_size
+from ..accum import out_of_memory
 from ..blend import Comparison, check_ensemble_weights, compare_blends
 from ..data.tables import image_files
+from ..memory import free_memory
 
 # %% ../../nbs/classify/21_tta.ipynb #a31e57d2
 def _affine(xx=1., xy=0., yx=0., yy=1., x=0., y=0.):
@@ -253,11 +255,12 @@ def _class_probs(z, classes, act=None, name='the model'):
     if z.ndim != 2 or z.shape[1] != len(classes):
         raise SettingsError(f'{name} returns {tuple(z.shape)} for {len(classes)} classes.',
                             'name every column in vocab; one column takes two names.')
-    if act is not None: return act(z)
-    if (z >= 0).all() and (z.sum(1)-1).abs().max() < 1e-4:
+    probs = z.softmax(1) if act is None else act(z)
+    given = (z >= 0).all() and (z.sum(1)-1).abs().max() < 1e-5
+    if given and not torch.allclose(probs, z): # an activation may be the identity
         raise SettingsError(f'{name} returns probabilities already.',
-                            'pass the model without its softmax.')
-    return z.softmax(1)
+                            'pass the model without its softmax; a Learner: replace `learn.model`.')
+    return probs
 
 def _name_outputs(out, vocab):
     "{output: logits} of a model with several outputs, named by `vocab`"
@@ -352,24 +355,7 @@ def image_table(
             f'give absolute paths; relative ones start in the current folder or in {str(root)!r}.')
     return table.assign(id=table.id.astype(str), path=[str(p) for p in paths])
 
-# %% ../../nbs/classify/21_tta.ipynb #c163efdb
-def _check_learner(spec):
-    "Whether the Learner reads one image an item and predicts classes"
-    ds = spec.model.dls.valid_ds
-    if not isinstance(ds, Datasets) or ds.n_inp != 1:
-        raise SettingsError(
-            'the Learner was not made with fastai data blocks of one image an item.',
-            'pass `ModelSpec(learn.model, vocab)` and a dataloader.')
-    targets = [tl.types[-1].__name__ for tl in ds.tls[1:]]
-    if spec.vocab is None and (len(targets) != 1 or getattr(spec.model.dls, 'vocab', None) is None):
-        raise SettingsError('TTA averages probabilities of one set of classes; the targets '
-            f'of this Learner are {" and ".join(targets)}.',
-            'use `learn.get_preds(dl=learn.dls.test_dl(paths))`; '
-            'if its outputs are classes, pass `ModelSpec(learn, vocab)`.')
-    if any(o is not None for o in (spec.ids, spec.size, spec.stats)):
-        raise SettingsError('ids, size and stats belong to a dataloader, not to a Learner.',
-                            'leave them out.')
-
+# %% ../../nbs/classify/21_tta.ipynb #0a2b7d00
 def _test_items(dls, table):
     "What `test_dl` takes: paths; or rows, where the Learner's `get_x` opens the images itself"
     tl, paths = dls.valid_ds.tls[0], table.path.tolist()
@@ -383,10 +369,41 @@ def _test_items(dls, table):
         if not isinstance(found, (str, Path)): return table
     return paths if isinstance('', tl.types[stage]) else [Path(p) for p in paths]
 
+# %% ../../nbs/classify/21_tta.ipynb #c163efdb
+_REGRESSION = ('mseloss', 'l1loss', 'smoothl1loss', 'huberloss')
+
+def _loss_name(learn):
+    "Such as 'mseloss', of a class, a function or what fastai wraps around it"
+    loss = getattr(learn.loss_func, 'func', learn.loss_func)
+    return getattr(loss, '__name__', type(loss).__name__).replace('_', '').lower()
+
+def _check_learner(spec):
+    "Whether the Learner reads one image an item and predicts classes"
+    ds = spec.model.dls.valid_ds
+    if not isinstance(ds, Datasets) or ds.n_inp != 1:
+        raise SettingsError(
+            'the Learner was not made with fastai data blocks of one image an item.',
+            'pass `ModelSpec(learn.model, vocab)` and a dataloader.')
+    loss = _loss_name(spec.model)
+    if loss in ('bceloss', 'binarycrossentropy'):
+        raise SettingsError(f'{loss} takes probabilities; TTA takes a model of logits.',
+            'take the sigmoid off `learn.model`, set `learn.loss_func = BCEWithLogitsLossFlat()`.')
+    targets = [tl.types[-1].__name__ for tl in ds.tls[1:]]
+    has_classes = len(targets) == 1 and getattr(spec.model.dls, 'vocab', None) is not None
+    if spec.vocab is None and (not has_classes or loss in _REGRESSION):
+        raise SettingsError('TTA averages probabilities of one set of classes; the targets '
+            f'of this Learner are {" and ".join(targets)}, its loss is {loss}.',
+            'use `learn.get_preds(dl=learn.dls.test_dl(paths))`; '
+            'if its outputs are logits of classes, pass `ModelSpec(learn, vocab)`.')
+    if any(o is not None for o in (spec.ids, spec.size, spec.stats)):
+        raise SettingsError('ids, size and stats belong to a dataloader, not to a Learner.',
+                            'leave them out.')
+
 # %% ../../nbs/classify/21_tta.ipynb #3d1fb333
 class _LearnerReader:
     "The images of a table, as a Learner sees them at validation"
     stats, in_unit_range = None, False # views come before the Learner normalises; no need to check
+    n_at_once = math.inf # images, fewer once memory ran out
     def __init__(self, spec, images, bs=None, num_workers=None):
         _check_learner(spec)
         learn = self.learn = spec.model
@@ -400,9 +417,11 @@ class _LearnerReader:
         self.model = learn.model.to(learn.dls.device)
         self.vocab = learn.dls.vocab if spec.vocab is None else spec.vocab
         self.multi_label = _is_multi_label(learn)
-        self.act = None if self.multi_label else getattr(learn.loss_func, 'activation', None)
+        softmax = self.multi_label or _loss_name(learn) in _REGRESSION # `head_probs` chooses
+        self.act = None if softmax else getattr(learn.loss_func, 'activation', None)
 
     def __len__(self): return len(self.dl)
+    def finish(self, view): return _apply_tfms(self.after, view) # such as normalising
 
 def _is_multi_label(learn):
     "Whether every column is a label of its own"
@@ -417,7 +436,10 @@ def __iter__(self:_LearnerReader):
     ids, bs = self.table.id.tolist(), self.dl.bs
     try:
         for i, batch in enumerate(self.dl): yield ids[i*bs:(i+1)*bs], batch[0]
-    except Exception:
+    except Exception as e:
+        if out_of_memory(e):
+            raise SettingsError(f'out of memory on reading {bs} images at a time.',
+                f'pass bs={max(1, bs//2)}, or end what else fills the memory.') from e
         _check_readable(self.table.path)
         raise
 
@@ -429,11 +451,6 @@ def look(self:_LearnerReader, x):
         geometry = lambda o: _apply_geometry(self.geometry, o.to(x.device)).cpu()
         self.frames[size] = _measure_frame(geometry, size)
     return x, _apply_geometry(self.geometry, x), self.frames[size]
-
-@patch
-def finish(self:_LearnerReader, view):
-    "What the Learner does to a view before its model sees it, such as normalising"
-    return _apply_tfms(self.after, view)
 
 @patch
 def run(self:_LearnerReader, view):
@@ -471,7 +488,7 @@ def _keeps_order(dl):
 # %% ../../nbs/classify/21_tta.ipynb #db19688d
 class _ModelReader:
     "The batches of a PyTorch dataloader, for a plain model"
-    act, multi_label = None, False
+    act, multi_label, n_at_once = None, False, math.inf
     def __init__(self, spec, dl):
         if spec.vocab is None:
             raise SettingsError("a plain model doesn't know its classes.",
@@ -536,6 +553,11 @@ def _output_vocab(reader, out):
     columns = torch.is_tensor(out) and out.ndim == 2 and 1 < out.shape[1] == len(vocab)
     return {label: ['no', 'yes'] for label in vocab} if columns else vocab
 
+def _check_finite(p, ids):
+    bad = [i for i, ok in zip(ids, p.isfinite().all(1).tolist()) if not ok]
+    if bad:
+        raise DataError(f'the model returns NaN or infinity on {bad[0]}.', 'did its loss turn NaN?')
+
 # %% ../../nbs/classify/21_tta.ipynb #16c7bb6d
 @contextmanager
 def _evaluating(model):
@@ -557,18 +579,42 @@ def _check_range(x, views):
             f'{low:.2f} to {high:.2f}.',
             'pass stats=(mean, std) to ModelSpec if they are normalised, or leave those views out.')
 
-def _check_finite(p, ids):
-    bad = [i for i, ok in zip(ids, p.isfinite().all(1).tolist()) if not ok]
-    if bad:
-        raise DataError(f'the model returns NaN or infinity on {bad[0]}.', 'did its loss turn NaN?')
+def _batch_probs(reader, ids, x, views, seed):
+    "{(output, view): (B,C) probabilities} of a batch, and the classes"
+    probs = {}
+    for view, out in _view_outputs(reader, ids, x, views, seed):
+        vocab = _output_vocab(reader, out)
+        for output, p in head_probs(out, vocab, reader.act).items():
+            _check_finite(p, ids)
+            probs[output, view] = p.cpu().numpy()
+    return probs, vocab
 
-def _as_preds(ids, probs, vocab, name):
-    "{output: {view: Preds}} of lists of batches; {view: Preds} of a single output"
-    result = {}
-    for output, by_view in probs.items():
+# %% ../../nbs/classify/21_tta.ipynb #0a2b7d02
+def _predict_batch(reader, ids, x, views, seed):
+    "[(probabilities, classes)] of a batch, or of its parts where the device has no memory for it"
+    if len(x) <= reader.n_at_once:
+        try:
+            return [_batch_probs(reader, ids, x, views, seed)]
+        except (RuntimeError, MemoryError) as e:
+            if not out_of_memory(e): raise
+        if len(x) == 1: # here the error and all that it held are gone
+            raise SettingsError('out of memory with one image at a time.',
+                'take fewer views or a smaller network, or end what else fills the device.')
+        reader.n_at_once = math.ceil(len(x)/2)
+        free_memory()
+        warnings.warn(f'out of memory: going on with batches of {reader.n_at_once}.')
+    parts, n = [], reader.n_at_once
+    for i in range(0, len(x), n):
+        parts += _predict_batch(reader, ids[i:i+n], x[i:i+n], views, seed)
+    return parts
+
+def _as_preds(ids, parts, name):
+    "{output: {view: Preds}} of the parts of a run; {view: Preds} of a single output"
+    result, vocab = {}, parts[0][1]
+    for output, view in parts[0][0]:
         classes = vocab if output is None else vocab[output]
-        preds = [Preds(ids, classes, np.concatenate(p), name=name) for p in by_view.values()]
-        result[output] = dict(zip(by_view, preds))
+        probs = np.concatenate([p[output, view] for p, _ in parts])
+        result.setdefault(output, {})[view] = Preds(ids, classes, probs, name=name)
     return result.get(None, result)
 
 # %% ../../nbs/classify/21_tta.ipynb #5bdfa7ed
@@ -577,7 +623,7 @@ def predict_views(
     images,           # table with columns id and path, folder or files; a model's dataloader
     views=('plain',), # names, or a kind of images, see `check_views`
     seed:int=42,      # of the random crops
-    bs:int=None,      # images in a batch of a Learner; None for its own
+    bs:int=None,      # images in a batch of a Learner; None for those of its validation
     name:str='',      # of the predictions
     num_workers:int=None, # processes that decode for a Learner; None for as many as it has
     progress:bool=True    # whether to show a bar
@@ -587,18 +633,14 @@ def predict_views(
     spec = learn if isinstance(learn, ModelSpec) else ModelSpec(learn)
     if isinstance(spec.model, Learner): reader = _LearnerReader(spec, images, bs, num_workers)
     else: reader = _ModelReader(spec, images)
-    ids, probs = [], {}
+    ids, parts = [], []
     with _evaluating(reader.model):
         for own, x in tqdm(reader, desc=name or 'predict', disable=not progress, leave=False):
             if reader.in_unit_range: _check_range(x, views)
-            for view, out in _view_outputs(reader, own, x, views, seed):
-                vocab = _output_vocab(reader, out)
-                for output, p in head_probs(out, vocab, reader.act).items():
-                    _check_finite(p, own)
-                    probs.setdefault(output, {}).setdefault(view, []).append(p.cpu().numpy())
+            parts += _predict_batch(reader, own, x, views, seed)
             ids += own
     if not ids: raise DataError('there are no images to predict.', 'the dataloader is empty.')
-    return _as_preds(ids, probs, vocab, name)
+    return _as_preds(ids, parts, name)
 
 # %% ../../nbs/classify/21_tta.ipynb #b29ee092
 def _check_one_output(by_view):
@@ -618,6 +660,7 @@ def average_views(
     probs = [first.probs, *(p.align(first).probs for p in rest)]
     return replace(first, probs=np.average(probs, axis=0, weights=list(weights.values())))
 
+# %% ../../nbs/classify/21_tta.ipynb #0a2b7d06
 @delegates(predict_views)
 def tta(
     learn,      # a fastai Learner, or a `ModelSpec` of a Learner or any model
