@@ -324,10 +324,13 @@ def _refuse_company(self:GradAccum):
             'start one process and leave distrib_ctx, or train without GradAccum.')
 
 @patch
-def after_cancel_train(self:GradAccum): self.n_left = 0
+def after_cancel_train(self:GradAccum):
+    "A cancelled epoch is shorter on purpose"
+    self.n_left = 0
 
 @patch
 def after_train(self:GradAccum):
+    "Compare the steps that came with those that were announced"
     if self.n_left > 0: self._warn_of_length('fewer')
 
 @patch
@@ -497,10 +500,14 @@ class _StepGuard:
             'call learn.grad_accum.replay(), which passes over the whole window.')
 
 @patch
-def after_epoch(self:GradAccum): self.after_batch() # a cancelled batch has none
+def after_epoch(self:GradAccum):
+    "A cancelled batch has no `after_batch`: clean up here"
+    self.after_batch()
 
 @patch
-def after_fit(self:GradAccum): self.after_batch()
+def after_fit(self:GradAccum):
+    "A cancelled epoch has no `after_epoch`: clean up here"
+    self.after_batch()
 
 @patch
 def before_step(self:GradAccum):
