@@ -112,9 +112,10 @@ def prepare(
     split = saved_split(comp.train, out/'split.csv', s.k, s.seed, mine, write=False)
     train, valid = split_rows(comp.train, split, fold=0)
     records = {k: training_record(train, valid, t, device) for k, t in trainings.items()}
-    for k, t in trainings.items(): planned_micro_bs(t, len(records[k]['vocab']), device)
-    for t in trainings.values():
+    for k, t in trainings.items():
         if t.pretrained == 'hub': fetch_pretrained(t.arch)
+        if not Run(out/'runs'/k).is_done('train', records[k]):
+            planned_micro_bs(t, len(records[k]['vocab']), device)
     if comp.holdout is not None: save_split(comp.holdout, out/'holdout.csv')
     save_split(split, out/'split.csv')
     return Plan(s, comp, trainings, records, shares, train, valid, views, groups, out, device)
