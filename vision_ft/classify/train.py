@@ -401,10 +401,12 @@ def read_numbers(
     said:dict # fields of `TrainSettings`, as numbers or text
 )->dict:
     "The same with numbers as numbers; `micro_bs` stands above `accum`"
-    counts = {k: whole_number(said[k], k) for k in ('effective_bs', 'accum', 'epochs') if k in said}
+    counts = {k: whole_number(said[k], k) for k in ('effective_bs', 'accum') if k in said}
     said = {**said, **counts}
     if 'micro_bs' in said: said.pop('accum', None)
-    if 'accum' in said: said['accum'] = min(said['accum'], said.get('effective_bs', 64))
+    if 'accum' in said:
+        most = said.get('effective_bs', TrainSettings.effective_bs)
+        said['accum'] = min(said['accum'], most)
     if 'lr' in said: said['lr'] = float(said['lr'])
     if 'finetune' in said:
         word = check_name(str(said['finetune']), ['True', 'False'], 'finetune')

@@ -9,7 +9,7 @@ __all__ = ['IMAGE_SUFFIXES', 'ID_COLS', 'LABEL_COLS', 'image_files', 'read_folde
            'saved_split', 'split_rows']
 
 # %% ../../nbs/data/10_tables.ipynb #42c0ee3a
-import hashlib, os, posixpath, re, unicodedata, warnings
+import os, posixpath, re, unicodedata, warnings
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
@@ -17,6 +17,7 @@ import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 from ..core import DataError, SettingsError, atomic_path, check_name, connect, named_groups
+from ..runs import file_hash
 from ..stats import deal_folds
 
 def _some(a, n=3): return ', '.join(map(str, list(a)[:n]))
@@ -333,10 +334,9 @@ def _content_keys(df):
     try:
         size = pd.Series([os.path.getsize(p) for p in df.path], index=df.index, dtype='int64')
         d = df[size.duplicated(keep=False)]
-        hashes = [hashlib.sha1(Path(p).read_bytes()).hexdigest() for p in d.path]
     except FileNotFoundError as e:
         raise DataError(f'{e.filename} is gone.', 'read the table again.') from None
-    keys = pd.Series(hashes, index=d.index, dtype=object)
+    keys = pd.Series([file_hash(p) for p in d.path], index=d.index, dtype=object)
     same = keys.duplicated(keep=False)
     return d.id[same].tolist(), ('file '+keys[same]).tolist()
 
