@@ -8,11 +8,13 @@ def run(*args, **kw): return subprocess.run([sys.executable, '-m', 'vision_ft.cl
 
 def test_every_option_reaches_its_field(monkeypatch):
     from vision_ft.classify import compete as C
+    monkeypatch.setattr(cli, 'closing_words', str)
     given = {}
     monkeypatch.setattr(C, 'compete', lambda data, out, settings: given.update(data=data, out=out, settings=settings))
     line = ('compete photos --out run --epochs 3 --device cpu --models paddy --effective-bs 32 --micro-bs auto --no-flip --folds 4 '
             '--views plain hflip --ensemble-weights vit=2 swin=1 --groups g.csv --holdout .25 --workers 2 --seed 7')
-    cli.run_command(cli.parser().parse_args(line.split()))
+    args = cli.parser().parse_args(line.split())
+    args.run(args)
     assert (given['data'], given['out']) == ('photos', 'run')
     assert dataclasses.asdict(given['settings']) == dict(
         models='paddy', effective_bs=32, epochs=3, micro_bs='auto', flip=False, views=['plain', 'hflip'], ensemble_weights=dict(vit=2., swin=1.),
@@ -20,9 +22,11 @@ def test_every_option_reaches_its_field(monkeypatch):
 
 def test_options_left_out_keep_the_defaults(monkeypatch):
     from vision_ft.classify import compete as C
+    monkeypatch.setattr(cli, 'closing_words', str)
     given = []
     monkeypatch.setattr(C, 'compete', lambda data, out, settings: given.append(settings))
-    cli.run_command(cli.parser().parse_args(['compete', 'photos', '--out', 'run']))
+    args = cli.parser().parse_args(['compete', 'photos', '--out', 'run'])
+    args.run(args)
     assert given[0] == C.CompeteSettings(models='tiny_photos', ensemble_weights={})
 
 @pytest.mark.parametrize('pairs', [['vit'], ['vit=two'], ['=']])
@@ -40,5 +44,5 @@ def test_help_is_light():
 
 def test_an_interrupt_says_that_nothing_is_lost(monkeypatch, capsys):
     def stop(args): raise KeyboardInterrupt
-    monkeypatch.setattr(cli, 'run_command', stop)
+    monkeypatch.setattr(cli, 'run_demo', stop)
     assert cli.main(['demo']) == 130 and 'goes on' in capsys.readouterr().err

@@ -6,7 +6,7 @@ import numpy as np, pandas as pd, pytest
 from PIL import Image
 from vision_ft.classify import compete as C
 from vision_ft.core import DataError, SettingsError, VisionFTError
-from vision_ft.classify.train import COLUMNS, read_models, row_settings
+from vision_ft.classify.settings import COLUMNS, read_models, row_settings
 from vision_ft.samples import digits
 
 MODELS = pd.DataFrame([dict(name=n, arch=a, item='squish 32', size=32, effective_bs=64, accum=2, epochs=1, lr=.004) for n, a in (('convnext', 'tiny_convnext'), ('vit', 'tiny_vit'))])

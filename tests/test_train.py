@@ -5,6 +5,7 @@ from dataclasses import replace
 from fastai.callback.fp16 import MixedPrecision
 from PIL import Image
 from vision_ft.classify import train as T
+from vision_ft.classify.settings import TrainSettings
 from vision_ft.core import DataError, SettingsError, VisionFTError, asset
 from vision_ft.data.tables import read_folder
 from vision_ft.models import make_model, save_checkpoint
@@ -32,21 +33,8 @@ def said(words, f):
 
 # --- settings
 
-def test_settings_read_what_they_wrote():
-    s = T.TrainSettings('tiny_vit', size='48x32', effective_bs=16, micro_bs=5)
-    assert replace(s) == s and replace(s, micro_bs=None, accum=2).accum == 2
-    assert (s.size, s.micro_bs) == ((48, 32), 5)
-    assert T.TrainSettings('tiny_vit', pretrained=float('nan')).pretrained is None # an empty cell of a table
-
-@pytest.mark.parametrize('bad,words', [
-    (dict(accum=2, micro_bs=8), 'say the same thing twice'), (dict(accum='auto'), "pass micro_bs='auto'"),
-    (dict(micro_bs=65), 'at most 64'), (dict(lr=0), 'lr must be'), (dict(lr='fast'), 'lr must be'), (dict(epochs=1.5), 'epochs must be'),
-    (dict(seed=2**32), 'seed must be'), (dict(item=''), "write it like 'squish 480'"), (dict(size='big'), 'not a size')])
-def test_settings_that_cannot_work(bad, words):
-    with pytest.raises(SettingsError, match=words): T.TrainSettings('tiny_vit', **bad)
-
 def test_a_field_beside_settings_counts_and_an_unknown_one_is_refused(tables):
-    s = T.TrainSettings('tiny_convnext', size=32, item='squish 32', effective_bs=16, flip=False)
+    s = TrainSettings('tiny_convnext', size=32, item='squish 32', effective_bs=16, flip=False)
     assert len(T.train(*tables, s, epochs=2, device='cpu', progress=False).history) == 2
     with pytest.raises(SettingsError, match='did you mean one of pretrained') as e: fit(tables, pretraind='tiny')
     assert 'model_args' in str(e.value)
@@ -66,14 +54,6 @@ def test_few_rows_and_labels_that_are_numbers(tables):
     assert len(fit((train, valid[:1])).history) == 1
     r = fit((train[:1], valid[:1]), vocab=range(10))
     assert r.steps == 1 and list(r.learn.dls.vocab) == [str(i) for i in range(10)]
-
-def test_an_image_is_upright(tmp_path):
-    wide = Image.fromarray(np.zeros((4, 8, 3), dtype=np.uint8))
-    exif = wide.getexif()
-    exif[0x112] = 6
-    wide.save(tmp_path/'turned.jpg', exif=exif)
-    for f in (tmp_path/'turned.jpg', str(tmp_path/'turned.jpg')):
-        assert T.Upright.create(f).size == (4, 8) and type(T.Upright.create(f)) is T.Upright
 
 # --- the first loss
 
@@ -172,7 +152,7 @@ def test_a_finished_run_is_read_whatever_the_number_of_workers(tables, tmp_path,
     assert same(done, T.load_trained(tmp_path/'r', *tables, 'cpu'))
 
 def test_a_record_is_made_once(tables, tmp_path, monkeypatch):
-    s, calls = T.TrainSettings('tiny_convnext', **{k: v for k, v in FAST.items() if k not in ('device', 'progress')}), []
+    s, calls = TrainSettings('tiny_convnext', **{k: v for k, v in FAST.items() if k not in ('device', 'progress')}), []
     data_id = T.data_id
     monkeypatch.setattr(T, 'data_id', lambda *t: calls.append(1) or data_id(*t))
     record = T.training_record(*tables, s, 'cpu')

@@ -26,8 +26,9 @@ from ..blend import check_ensemble_weights, ensemble
 from ..report import (Section, error_lines, fig_confusion, fig_errors, fig_losses,
                               fig_worst, write_report)
 from ..data.tables import plot_label_counts, read_text, save_split, saved_split, split_rows
-from .train import (BASELINES, dataloaders, fit_baselines, read_models,
-                                      planned_micro_bs, row_settings, train, training_record)
+from .baselines import BASELINES, fit_baselines
+from .settings import read_models, row_settings
+from .train import dataloaders, planned_micro_bs, train, training_record
 from .tta import DEFAULT_VIEWS, average_views, check_views, predict_views
 from .ensemble import weights_verdict
 from .kaggle import Competition, read_competition, write_submission
