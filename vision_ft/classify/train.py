@@ -13,6 +13,7 @@ from functools import partial
 from math import ceil, log
 from pathlib import Path
 import pandas as pd, torch
+from PIL import Image
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
 from fastai.data.block import CategoryBlock, DataBlock
@@ -210,9 +211,9 @@ def _keep(run, trained):
     return dict(error=float(trained.history.error_rate.iloc[-1]), steps=trained.steps,
                 seconds=round(trained.seconds, 2), memory=trained.memory, micro_bs=trained.micro_bs)
 
-def _blank_table(vocab):
-    "A table of one blank image, where a Learner is only to predict"
-    path = Path(tempfile.gettempdir())/'vision_ft_blank.png'
+def _blank_table(folder, vocab):
+    "A table of one blank image, for a Learner that is only to predict"
+    path = Path(folder)/'blank.png'
     Image.new('RGB', (8, 8)).save(path)
     return pd.DataFrame(dict(id=['blank'], label=vocab[:1], path=[str(path)]))
 
@@ -228,8 +229,10 @@ def load_trained(
     facts, kept = run.facts('train'), run.info['stages']['train']['settings']
     given = {f.name: kept[f.name] for f in fields(TrainSettings)}
     s = TrainSettings(**{**given, 'pretrained': run.path/'checkpoints'/'model.safetensors'})
-    if train is None: train = valid = _blank_table(s.vocab)
-    learn = _learner(train, valid, s, pick_device(device), num_workers, facts['micro_bs'], run.path)
+    how = pick_device(device), num_workers, facts['micro_bs'], run.path
+    with tempfile.TemporaryDirectory() as tmp:
+        if train is None: train = valid = _blank_table(tmp, s.vocab)
+        learn = _learner(train, valid, s, *how)
     return Trained(learn, run.history, facts['memory'], facts['seconds'], facts['micro_bs'])
 
 # %% ../../nbs/classify/20_train.ipynb #cd8b82ff
