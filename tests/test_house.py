@@ -1,5 +1,5 @@
 "What holds for the repository as a whole: layers, light imports, one place for each fact, sizes"
-import ast, base64, importlib, json, re, subprocess, sys
+import ast, base64, importlib, json, re, shlex, shutil, socket, subprocess, sys, time, urllib.error, urllib.request
 from configparser import ConfigParser
 from pathlib import Path
 import pytest, yaml
@@ -256,7 +256,7 @@ def test_exports(file):
 
 def test_in_step_checks_see_changes(root, tmp_path):
     "The checks that `make test` runs first catch a hand-made edit of each of the three"
-    import shutil
+
     shutil.copytree(root, tmp_path/'r', symlinks=True, ignore=shutil.ignore_patterns('.venv', '.git', '.lab', '_docs', 'demo', 'runs', 'build', '*.egg-info'))
     r = tmp_path/'r'
     check = lambda f, *a: subprocess.run([sys.executable, r/'.ci'/f, *a], capture_output=True, text=True)
@@ -293,3 +293,67 @@ def test_files_in_git_are_small(root):
     if got.returncode: pytest.skip('not a git checkout')
     big = [f for f in got.stdout.split('\0') if f and (root/f).exists() and (root/f).stat().st_size > 8*2**20]
     assert not big, f'more than 8 MiB: {big}'
+
+# --- make lab: the chapters to play with
+
+def write_notebook(path, *code, outputs=()):
+    cells = [dict(cell_type='code', id=f'c{i}', source=[s], metadata={}, outputs=list(outputs), execution_count=None) for i, s in enumerate(code)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5)))
+
+def test_the_copy_follows_the_chapter_and_keeps_what_a_reader_wrote(tmp_path):
+    lab, source, copy = tool('lab'), tmp_path/'nbs/a.ipynb', tmp_path/'.lab/a.ipynb'
+    def chapter(*code):
+        "The chapter as the repository has it now, and its copy brought up to date; the version that moved aside"
+        before = lab.fingerprint(source)
+        write_notebook(source, *code)
+        return lab.refresh(source, copy, before)
+    code = lambda p: [''.join(c['source']) for c in json.loads(p.read_text())['cells']]
+    run_it = [dict(output_type='stream', name='stdout', text=['1'])]
+    assert chapter('1') is None and code(copy) == ['1']
+    write_notebook(copy, '1', outputs=run_it) # only run
+    assert chapter('1') is None and 'stdout' in copy.read_text() # nothing new: the outputs stay
+    assert chapter('2') is None and code(copy) == ['2']
+    write_notebook(copy, '2', 'mine')
+    assert chapter('2') is None and code(copy) == ['2', 'mine'] # nothing new: so does the text
+    assert code(chapter('3')) == ['2', 'mine'] and code(copy) == ['3'] # both are there
+    copy.write_text('{"cells": [half')
+    assert chapter('4').read_text() == '{"cells": [half' and code(copy) == ['4']
+    assert len(list(copy.parent.iterdir())) == 3
+
+def test_lab_serves_a_copy(root, tmp_path):
+    "What `make lab` starts opens the index, serves the chapters of the copy, and running one changes no file that git knows"
+    if not shutil.which('make'): pytest.skip('no make')
+    status = lambda: run('git', 'status', '--porcelain').stdout
+    before = status()
+    if run('git', 'rev-parse').returncode: pytest.skip('not a git checkout')
+    assert run('git', 'check-ignore', '.lab/nbs/index.ipynb').returncode == 0
+    assert tool('lab').copy_chapters(tmp_path/'.lab') == []
+    line = next(l for l in run('make', '-n', '-o', '.venv/.dev', 'lab').stdout.splitlines() if 'jupyter lab' in l)
+    program, *args = shlex.split(line.replace(str(root/'.lab'), str(tmp_path/'.lab')))
+    port = free_port()
+    args += ['--no-browser', f'--port={port}', '--ServerApp.port_retries=0', '--IdentityProvider.token=', '--allow-root']
+    with subprocess.Popen([Path(sys.executable).parent/Path(program).name, *args], stderr=subprocess.DEVNULL) as server:
+        try:
+            assert fetch(port, '').endswith('/lab/tree/nbs/index.ipynb')
+            for name in 'nbs/index.ipynb', 'nbs/data/14_images.ipynb', 'CONTRIBUTING.md': fetch(port, f'api/contents/{name}')
+        finally: server.terminate()
+    chapter = tmp_path/'.lab/nbs/classify/19_settings.ipynb'
+    subprocess.run([sys.executable, '-m', 'jupyter', 'execute', '--inplace', chapter], check=True, capture_output=True)
+    assert '"execution_count": 1' in chapter.read_text(encoding='utf-8') and status() == before
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return s.getsockname()[1]
+
+def fetch(port, path, seconds=60):
+    "Where a page of the server leads, once it is up"
+    end = time.time()+seconds
+    while True:
+        try:
+            with urllib.request.urlopen(f'http://127.0.0.1:{port}/{path}') as page: return page.url
+        except urllib.error.HTTPError: raise
+        except OSError:
+            if time.time() > end: raise
+            time.sleep(.2)
