@@ -288,6 +288,38 @@ def test_readme_lists_the_chapters(root):
     titles = {p.relative_to(root).as_posix(): source(cells(p, 'markdown')[0]).splitlines()[0][2:] for p in notebooks}
     assert {p: t for t, p in rows} == {p: t for p, t in titles.items() if p != 'nbs/index.ipynb'}
 
+texts = [root/'README.md', root/'CONTRIBUTING.md', *sorted((root/'nbs/tutorials').glob('*.ipynb'))]
+
+def commands(text):
+    "What a reader may paste: the lines of code blocks, and what stands between backticks"
+    for block in re.findall(r'```\w*\n(.*?)```|`([^`\n]+)`', text, re.S): yield from ''.join(block).splitlines()
+
+@pytest.mark.parametrize('file', texts, ids=lambda p: p.name)
+def test_commands_in_texts_work(file):
+    "`make` knows the target, `vision-ft` the options and the order of the arguments"
+    from vision_ft.cli import parser
+    text = file.read_text(encoding='utf-8')
+    if file.suffix == '.ipynb': text = '\n\n'.join(map(source, cells(file, 'markdown')))
+    targets = set(re.search(r'^\.PHONY:(.*)$', (root/'Makefile').read_text(), re.M)[1].split())
+    said = [shlex.split(l, comments=True) for l in commands(text) if re.match(r'(make|vision-ft) ', l)]
+    for program, *args in said:
+        if program == 'make': assert set(args) <= targets, f'make {args}'
+        elif len(args) > 1:
+            try: parser().parse_args(args)
+            except SystemExit: pytest.fail(f'vision-ft refuses: {shlex.join(args)}')
+    assert said or file.stem != 'README'
+
+def test_readme_shows_itself_at_once(root):
+    "A figure with words for those who can't see it, the commands, ten lines of Python, and only then the rest"
+    text = (root/'README.md').read_text(encoding='utf-8')
+    first, rest = text.split('\n## ', 1)
+    alt, figure = re.search(r'!\[(.+)\]\((\S+)\)', first).groups()
+    assert len(alt) > 20 and 5_000 < (root/figure).stat().st_size < 100_000
+    blocks = re.findall(r'```\n(.*?)```', first, re.S)
+    assert 'make demo' in blocks[0] and 'vision-ft compete' in blocks[0] and 'vision-ft predict' in blocks[1]
+    assert len(first.splitlines()) < 60 and len(re.findall('(?m)^[^\n`#].*', blocks[-1])) <= 10
+    assert not re.search(r'git clone|REPOSITORY', text)
+
 def test_files_in_git_are_small(root):
     got = run('git', 'ls-files', '-z')
     if got.returncode: pytest.skip('not a git checkout')
