@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PLATFORMS', 'FIND', 'INSTALL', 'COMPETE', 'PREDICT', 'read_image', 'missing_packages', 'write_wheel', 'fits_kaggle',
            'collect_wheels', 'table_files', 'run_files', 'bundle_notebook', 'BundleSettings', 'bundle', 'check_files',
-           'read_bundle', 'TimeUp', 'time_limit', 'expected_seconds', 'without_models', 'compete_within',
+           'read_bundle', 'TimeUp', 'time_limit', 'expected_seconds', 'run_until', 'without_models', 'compete_within',
            'predict_submission']
 
 # %% ../../nbs/classify/28_bundle.ipynb #b2800003
@@ -417,8 +417,12 @@ def expected_seconds(
     return max(by_epoch)*plan.trainings[name].epochs
 
 # %% ../../nbs/classify/28_bundle.ipynb #b2800027
-def _run_until(plan, end, progress):
-    "Run the models until a time of `time.monotonic`; name → why, of those that are not done"
+def run_until(
+    plan,              # `Plan` of chapter 24
+    end:float,         # a time of `time.monotonic`
+    progress:bool=True # whether to show bars
+)->dict:               # name → why, of the models that are not done
+    "Run the models of a plan one by one, as far as the time reaches"
     left_out = {}
     for name in plan.trainings:
         need, left = expected_seconds(plan, name), end-time.monotonic()
@@ -457,7 +461,7 @@ def compete_within(
     for name in kwargs: check_name(name, [f.name for f in fields(CompeteSettings)], 'setting')
     plan = prepare(data, out, replace(settings or CompeteSettings(), **kwargs))
     run_baselines(plan)
-    left_out = _run_until(plan, start+3600*hours-reserve, progress)
+    left_out = run_until(plan, start+3600*hours-reserve, progress)
     table = pd.DataFrame(dict(why=left_out), index=pd.Index(list(left_out), name='name'))
     with atomic_path(plan.out/'left_out.csv') as tmp: table.to_csv(tmp)
     for name, why in left_out.items(): warnings.warn(f'model {name!r} is left out: {why}.')
