@@ -37,7 +37,7 @@ def tidy_output(out):
 
 def describe(out, names):
     "The text for readers who can't see a figure, as `#| fig-alt: …` has it, put where nbconvert looks for it"
-    alt = next((n.split(' ', 1)[1] for n in names if n.startswith('fig-alt ')), None)
+    alt = next((n.split(maxsplit=1)[1] for n in names if n.startswith('fig-alt ')), None)
     if alt and 'image/png' in out.get('data', {}): out.metadata['image/png'] = dict(alt=alt)
     return out
 
