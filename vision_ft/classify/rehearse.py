@@ -192,14 +192,15 @@ def watch(
     **kwargs       # for `subprocess.Popen`, such as env and cwd
 )->Watched:
     "Run a process to its end or to a limit"
-    start, peak, over = time.monotonic(), 0., ''
+    start, peak, last, over = time.monotonic(), 0., 0., ''
     with open(log, 'w') as f:
         p = subprocess.Popen(command, stdout=f, stderr=subprocess.STDOUT, start_new_session=True,
                              **kwargs)
     try:
         while p.poll() is None and not over:
             time.sleep(.1)
-            peak = max(peak, _resident_gb(p.pid))
+            now = _resident_gb(p.pid)
+            peak, last = max(peak, min(now, last)), now # a fork counts double for a moment
             if peak > max_gb: over = 'memory'
             if time.monotonic()-start > seconds: over = 'time'
     finally:
