@@ -50,12 +50,12 @@ def test_an_interrupt_says_that_nothing_is_lost(monkeypatch, capsys):
 def test_predict_gets_what_was_asked(monkeypatch, capsys):
     from vision_ft.classify import predict as P
     given = []
-    monkeypatch.setattr(P, 'predict_csv', lambda *args: (given.append(args), (3, 1))[1])
-    assert cli.main('predict run a.jpg b.jpg --out l.csv --tta --model vit --probs --device cpu'.split()) == 0
-    assert given == [('run', ['a.jpg', 'b.jpg'], 'l.csv', True, 'vit', True, 'cpu')]
-    assert '1 could not be read' in capsys.readouterr().out
+    monkeypatch.setattr(P, 'predict_csv', lambda *args, **kwargs: (given.append((args, kwargs)), (3, 1))[1])
+    assert cli.main('predict run a.jpg b.jpg --out l.csv --tta --model vit --probs --device cpu --workers 2'.split()) == 0
+    assert given == [(('run', ['a.jpg', 'b.jpg'], 'l.csv', True, True), dict(model='vit', device='cpu', num_workers=2))]
+    assert '3 of 4 images predicted, see l.csv. 1 cannot be read' in capsys.readouterr().out
     assert cli.main('predict run new --out l.csv'.split()) == 0
-    assert given[1] == ('run', 'new', 'l.csv', False, None, False, None)
+    assert given[1] == (('run', ['new'], 'l.csv', False, False), dict(model=None, device=None, num_workers=None))
 
 def test_predict_without_a_run_is_refused(tmp_path):
     got = run('predict', 'nowhere', 'new', '--out', 'l.csv', cwd=tmp_path)

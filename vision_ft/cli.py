@@ -98,29 +98,31 @@ def add_predict(
     commands # what `add_subparsers` of argparse returned
 ):
     "`vision-ft predict`"
+    says = ('Label new images with a finished run. Columns of the CSV file: file, label, '
+            'confidence, runner_up, runner_up_confidence, error (why a file cannot be read).')
     example = 'example: vision-ft predict run new_images --out labels.csv --tta'
     command = commands.add_parser('predict', help='label new images with a finished run',
-                                  epilog=example)
+                                  description=says, epilog=example)
     command.set_defaults(run=run_predict)
     add = command.add_argument
     add('folder', metavar='run', help='folder of a finished `compete`, or of one training')
-    add('images', nargs='+', help="a folder, files, or a quoted pattern such as 'new/*.jpg'")
-    add('--out', required=True, help='CSV file to write')
+    add('images', nargs='+', help="folders, files, or a quoted pattern such as 'new/*.jpg'")
+    add('--out', required=True, help='CSV file to write; replaces one that is there')
     add('--tta', action='store_true', help="average the run's views of each image")
     add('--model', help='one model instead of the ensemble')
-    add('--probs', action='store_true', help='a column for the probability of each class')
+    add('--probs', action='store_true', help='a column p(CLASS) for each class')
     add('--device', help='cuda, mps or cpu; default: the best there is')
+    add('--workers', type=int, help='processes that decode images')
 
 def run_predict(
     args:argparse.Namespace # of `parser`
 )->str:                     # what to print
     "Do what `vision-ft predict` was asked for"
     from vision_ft.classify.predict import predict_csv
-    images = args.images[0] if len(args.images) == 1 else args.images
-    good, bad = predict_csv(args.folder, images, args.out, args.tta, args.model, args.probs,
-                            args.device)
-    unread = f' {bad} could not be read; the column error says why.' if bad else ''
-    return f'{good} images predicted, see {args.out}.{unread}'
+    good, bad = predict_csv(args.folder, args.images, args.out, args.tta, args.probs,
+                            model=args.model, device=args.device, num_workers=args.workers)
+    said = f'{good} of {good+bad} images predicted, see {args.out}.'
+    return f'{said} {bad} cannot be read: the column error says why.' if bad else said
 
 # %% ../nbs/90_cli.ipynb #9000a002
 def add_bundle(
