@@ -1,7 +1,8 @@
-"README.md and its figures from nbs/index.ipynb: `readme.py` writes them, `readme.py --check` says whether they are in step"
+"The index with what it shows of other chapters, README.md and its figures: `readme.py` writes them, `readme.py --check` says whether they are in step"
 import base64, re, sys
 from pathlib import Path
 import nbformat
+from nbclient import NotebookClient
 from nbconvert import MarkdownExporter
 
 root = Path(__file__).resolve().parent.parent
@@ -87,22 +88,40 @@ def as_file(out, figures):
     if not alt: sys.exit('A figure of nbs/index.ipynb has no words for those who cannot see it. Fix: open its cell with #| fig-alt: …')
     out.data = {'text/markdown': f'![{alt}]({name})'}
 
+def shown_anew(path):
+    """The notebook with its hidden cells run again, which read what other chapters show: titles, summaries, outputs
+
+    Cells that readers see keep their outputs: one of them trains."""
+    nb = nbformat.read(path, 4)
+    where = dict(metadata=dict(path=str(path.parent)))
+    client = NotebookClient(nb, extra_arguments=['--log-level=50'], record_timing=False, resources=where)
+    with client.setup_kernel():
+        for i, c in enumerate(nb.cells):
+            if c.cell_type == 'code' and directives(c.source)[0] & {'hide', 'hide_input'}: client.execute_cell(c, i)
+    for c in nb.cells:
+        for o in [c, *c.get('outputs', [])]:
+            if 'execution_count' in o: o.execution_count = None
+    return nb
+
 def render(path=root/'nbs/index.ipynb'):
-    "Path → bytes of the README and of the figures in it"
+    "Path → bytes of the index, of the README and of the figures in it"
     if not path.exists(): sys.exit(f'{path.name} is missing. Fix: README.md is made from nbs/index.ipynb, so write that.')
-    nb, figures = relink(visible(nbformat.read(path, 4)), from_root), {}
+    nb = shown_anew(path)
+    index = nbformat.writes(nb)+'\n'
+    figures = {}
+    nb = relink(visible(nb), from_root)
     for c in nb.cells:
         for o in c.get('outputs', []):
             as_file(o, figures)
             if 'text/html' in o.get('data', {}): o.data['text/html'] = tidy(o.data['text/html'], '[^>]*')
     text, _ = MarkdownExporter().from_notebook_node(nb)
     text = head + re.sub(r'\n{3,}', '\n\n', re.sub(r'^[ \t]+$', '', text, flags=re.M)).strip() + '\n'
-    return {'README.md': text.encode()} | figures
+    return {'nbs/index.ipynb': index.encode(), 'README.md': text.encode()} | figures
 
 def main():
     new = render()
     off = [name for name, data in new.items() if not (root/name).exists() or (root/name).read_bytes() != data]
-    if off and '--check' in sys.argv: sys.exit(f'{", ".join(off)} out of step with nbs/index.ipynb. Fix: .venv/bin/python .ci/readme.py')
+    if off and '--check' in sys.argv: sys.exit(f'Out of step with the chapters: {", ".join(off)}. Fix: .venv/bin/python .ci/readme.py')
     for name in off:
         (root/name).parent.mkdir(exist_ok=True)
         (root/name).write_bytes(new[name])

@@ -257,8 +257,7 @@ def test_exports(file):
 # --- the checkout
 
 def test_in_step_checks_see_changes(root, tmp_path):
-    "The checks that `make test` runs first catch a hand-made edit of each of the three"
-
+    "The checks that `make test` runs first catch a hand-made edit, an open cell that should be folded, and an index that is behind"
     shutil.copytree(root, tmp_path/'r', symlinks=True, ignore=shutil.ignore_patterns('.venv', '.git', '.lab', '_docs', 'demo', 'runs', 'build', '*.egg-info'))
     r = tmp_path/'r'
     check = lambda f, *a: subprocess.run([sys.executable, r/'.ci'/f, *a], capture_output=True, text=True)
@@ -271,8 +270,12 @@ def test_in_step_checks_see_changes(root, tmp_path):
     assert 'orphan.py' in check('instep.py').stderr
     nb = json.loads((r/'nbs/00_core.ipynb').read_text(encoding='utf-8'))
     next(c for c in nb['cells'] if c['cell_type'] == 'code')['execution_count'] = 7
+    nb['cells'][0]['source'] = ['# Another title\n', '\n', '> Another summary.']
+    hidden = next(c for c in nb['cells'] if flag(c, 'hide'))
+    hidden['metadata'] = {} # opened in JupyterLab
     (r/'nbs/00_core.ipynb').write_text(json.dumps(nb), encoding='utf-8')
     assert 'nbdev-clean' in check('instep.py').stderr
+    assert '00_core' in check('tidy.py', '--check').stderr and 'index.ipynb' in check('readme.py', '--check').stderr
 
 def test_site(root, tmp_path):
     "Every chapter becomes a page, no page needs the network, every link leads somewhere"
