@@ -94,6 +94,24 @@ def test_changed_images_are_another_data_set(data, tmp_path):
     first(data/'train_images').unlink(); (data/'train.csv').unlink()
     with pytest.warns(UserWarning, match='split.csv: since this split was made, 1 image gone'): C.compete(data, tmp_path/'out', models=MODELS[:1], flip=False, progress=False)
 
+def test_a_given_validation_set_is_the_validation_set(data, tmp_path):
+    "train beside valid, as fast.ai lays them out: what is trained and validated on, what is held out, and what is written"
+    root, labels = tmp_path/'parts', dict(pd.read_csv(data/'train.csv', dtype=str).set_index('image_id').label)
+    for n, f in enumerate(sorted((data/'train_images').rglob('*.jpg'))):
+        to = root/('valid' if n % 4 == 0 else 'train')/labels[f.name]
+        to.mkdir(parents=True, exist_ok=True)
+        shutil.copy(f, to)
+    r = C.compete(root, tmp_path/'out', models=MODELS[:1], flip=False, k=3, progress=False)
+    n_valid = len(list((root/'valid').rglob('*.jpg')))
+    fit, held = r.plan.train, r.plan.valid
+    assert len(held) == n_valid and set(held.id.str.split('/').str[0]) == {'valid'} and set(fit.id.str.split('/').str[0]) == {'train'}
+    assert f'{n_valid} in the given validation set' in (tmp_path/'out'/'report.html').read_text()
+    split = pd.read_csv(tmp_path/'out'/'split.csv', dtype=str).set_index('id').fold
+    assert set(split[held.id]) == {'0'} and set(split[fit.id]) == {'1'} and len(split) == len(fit)+len(held)
+    before = stages(tmp_path/'out')
+    C.compete(root, tmp_path/'out', models=MODELS[:1], flip=False, k=3, progress=False)
+    assert stages(tmp_path/'out') == before
+
 def test_unknown_truth_is_scored_on_validation(data, tmp_path):
     "As on Kaggle: no solution, no sample; and ids of test images that training images have too"
     for f in ('solution.csv', 'sample_submission.csv'): (data/f).unlink()

@@ -340,6 +340,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'vision_ft/classify/kaggle.py'),
                                            'vision_ft.classify.kaggle.submit': ( 'classify/kaggle.html#submit',
                                                                                  'vision_ft/classify/kaggle.py'),
+                                           'vision_ft.classify.kaggle.training_split': ( 'classify/kaggle.html#training_split',
+                                                                                         'vision_ft/classify/kaggle.py'),
                                            'vision_ft.classify.kaggle.write_submission': ( 'classify/kaggle.html#write_submission',
                                                                                            'vision_ft/classify/kaggle.py')},
             'vision_ft.classify.predict': { 'vision_ft.classify.predict.LoadedRun': ( 'classify/predict.html#loadedrun',

@@ -25,13 +25,13 @@ from ..stats import compare_preds
 from ..blend import check_ensemble_weights, ensemble
 from ..report import (Section, error_lines, fig_confusion, fig_errors, fig_losses,
                               fig_worst, write_report)
-from ..data.tables import plot_label_counts, read_text, save_split, saved_split, split_rows
+from ..data.tables import plot_label_counts, read_text, save_split, split_rows
 from .baselines import BASELINES, fit_baselines
 from .settings import read_models, row_settings
 from .train import dataloaders, planned_micro_bs, train, training_record
 from .tta import DEFAULT_VIEWS, average_views, check_views, predict_views
 from .ensemble import weights_verdict
-from .kaggle import Competition, read_competition, write_submission
+from .kaggle import Competition, read_competition, training_split, write_submission
 
 # %% ../../nbs/classify/24_compete.ipynb #2678fe2c
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def prepare(
     comp = read_competition(data, s.holdout, s.seed, groups, out/'holdout.csv')
     if groups is not None: check_groups(groups, [*comp.train.id, *comp.test.id])
     mine = groups_among(groups, comp.train.id)
-    split = saved_split(comp.train, out/'split.csv', s.k, s.seed, mine, write=False)
+    split = training_split(comp, out/'split.csv', s.k, s.seed, mine)
     train, valid = split_rows(comp.train, split, fold=0)
     records = {k: training_record(train, valid, t, device) for k, t in trainings.items()}
     for k, t in trainings.items():

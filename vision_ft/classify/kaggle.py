@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['asked_classes', 'submission', 'write_submission', 'spell_ids', 'read_sample', 'Competition', 'read_parts',
-           'read_competition', 'label_shares', 'predicted_labels', 'check_submission', 'compare_submissions', 'submit']
+           'read_competition', 'training_split', 'label_shares', 'predicted_labels', 'check_submission',
+           'compare_submissions', 'submit']
 
 # %% ../../nbs/classify/23_kaggle.ipynb #433f6ae0
 import warnings
@@ -18,7 +19,8 @@ from ..core import plural
 from ..data.tables import as_folder, check_table, count_images, count_reasons
 from ..data.tables import drop_unreadable, find_parts, folded_path, group_counts
 from ..data.tables import image_files, leaks, make_split, read_csv, read_folder
-from ..data.tables import read_split, read_text, same_bytes, saved_split, split_rows
+from ..data.tables import read_split, read_text, same_bytes, saved_split, split_changes
+from ..data.tables import split_rows
 
 # %% ../../nbs/classify/23_kaggle.ipynb #23a00002
 def _positive_class(column, labels):
@@ -331,6 +333,20 @@ def read_competition(
     train, test = split_rows(table, split, fold=0)
     truth = dict(zip(test.id, test.label))
     return Competition(train, test[['id', 'path']], truth=truth, holdout=split)
+
+# %% ../../nbs/classify/23_kaggle.ipynb #23a0001d
+def training_split(
+    comp:Competition,
+    csv,         # file of the split; read if it exists, never written
+    k:int=5,     # folds of a split that is made
+    seed:int=42, # likewise
+    groups=None  # likewise; as in `make_split`
+)->pd.DataFrame: # id, label, fold; fold 0 is the validation set
+    "The split of the training images: the given one where there is one, else that of `saved_split`"
+    if comp.split is None: return saved_split(comp.train, csv, k, seed, groups, write=False)
+    if changes := split_changes(csv, comp.train):
+        warnings.warn(f'{csv}: since this split was made, {changes}.', stacklevel=2)
+    return comp.split
 
 # %% ../../nbs/classify/23_kaggle.ipynb #d05f4553
 def label_shares(
