@@ -31,7 +31,8 @@ from .settings import read_models, row_settings
 from .train import dataloaders, planned_micro_bs, train, training_record
 from .tta import DEFAULT_VIEWS, average_views, check_views, predict_views
 from .ensemble import weights_verdict
-from .kaggle import Competition, read_competition, training_split, write_submission
+from .kaggle import Competition, read_competition, write_submission
+from .kaggle import training_split
 
 # %% ../../nbs/classify/24_compete.ipynb #2678fe2c
 @dataclass(frozen=True)
