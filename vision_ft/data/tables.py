@@ -12,12 +12,14 @@ __all__ = ['IMAGE_SUFFIXES', 'ID_COLS', 'LABEL_COLS', 'as_folder', 'need_columns
 # %% ../../nbs/data/10_tables.ipynb #42c0ee3a
 import os, re, unicodedata, warnings
 from collections import defaultdict
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
+from fastcore.foundation import L
 from tqdm import tqdm
 from ..core import DataError, SettingsError, VisionFTError, atomic_path, check_name, connect
 from ..core import first_few, match_ids, missing_reader, named_groups, normal_path
@@ -50,7 +52,7 @@ def need_columns(
         raise DataError(f'a {type(df).__name__} is no table.',
                         'make one with `read_folder`, `read_csv` or `image_table`.')
     if lack := [c for c in columns if c not in df]:
-        raise DataError(f'the table lacks {", ".join(lack)}; it has {", ".join(map(str, df))}.',
+        raise DataError(f'the table has no column {" and no ".join(lack)}; it has {list(df)}.',
                         'make it with `read_folder`, `read_csv` or `image_table`.')
     return df
 
@@ -60,10 +62,14 @@ def _all_files(folder):
     for root, dirs, files in os.walk(folder, followlinks=True):
         dirs[:] = [d for d in dirs if not d.startswith('.')]
         found += [Path(root)/f for f in files]
-    if bad := [f for f in found if re.search(r'[\ud800-\udfff]', str(f))]:
+    _check_utf8(found)
+    return sorted(found)
+
+def _check_utf8(files):
+    "An error if names of files can't be written down"
+    if bad := [f for f in files if re.search(r'[\ud800-\udfff]', str(f))]:
         raise DataError(f'{plural(len(bad), "file name")} not in UTF-8, such as {str(bad[0])!r}.',
             'rename them, or unpack their archive again with its encoding (unzip -O CP1252 …).')
-    return sorted(found)
 
 # %% ../../nbs/data/10_tables.ipynb #7a10b00b
 def _why_skipped(file, readers):
@@ -119,41 +125,71 @@ def image_files(
     return _list_folder(folder)[1]
 
 # %% ../../nbs/data/10_tables.ipynb #5a100004
-def _listed_files(images):
-    "id → path of a folder, a file, a pattern or a list of paths"
-    if isinstance(images, (str, os.PathLike)):
-        path = Path(images).expanduser()
-        if path.is_dir(): return {f.relative_to(path).as_posix(): f for f in image_files(path)}
-        pattern = not path.exists() and set('*?[') & set(str(images))
-        images = sorted(glob(str(path), recursive=True)) if pattern else [path]
-        if not images: raise DataError(f'no file is named like {path}.', 'check the pattern.')
-    paths = [None] if isinstance(images, dict) or not hasattr(images, '__iter__') else list(images)
-    if not all(isinstance(p, (str, os.PathLike)) for p in paths):
-        raise DataError(f'a {type(images).__name__} names no files.',
-                        'pass a table, a folder, a file, a pattern such as "new/*.jpg", or a list '
-                        'of paths.')
-    if len(set(map(str, paths))) < len(paths):
-        raise DataError('paths come more than once.', 'pass each image once.')
-    return {str(p): Path(p).expanduser() for p in paths}
+_LISTS = list, tuple, set, L, Iterator, pd.Series, pd.Index, np.ndarray
 
+def _as_names(images):
+    "A list of the folders, files and patterns, or an error that says what names images"
+    names = list(images) if isinstance(images, _LISTS) else [images]
+    if bad := [o for o in names if not isinstance(o, (str, os.PathLike))]:
+        raise DataError(f'a {type(bad[0]).__name__} names no files.',
+            'pass a folder, files, a pattern such as "new/*.jpg" or a table; save what is in '
+            'memory as PNG first. A dataloader goes with `ModelSpec` of chapter 21.')
+    if twice := len(names)-len(set(map(str, names))):
+        raise DataError(f'{plural(twice, "path")} come more than once.', 'pass each image once.')
+    return names
+
+def _matches(name):
+    "The files and folders that a text means: itself, or those that fit its pattern"
+    path = Path(name).expanduser()
+    if path.exists() or not set('*?[') & set(str(name)): return [name]
+    found = [Path(f) for f in sorted(glob(str(path), recursive=True))]
+    found = [f for f in found if f.is_dir() or f.suffix.lower() in IMAGE_SUFFIXES]
+    if found: return found
+    raise DataError(f'no image is named like {name}.', 'check the pattern and the folder it names.')
+
+def _named_files(names):
+    "id → path of what is named, each file once; a warning counts what folders hold besides"
+    ids, skipped = {}, {}
+    for name in (o for given in names for o in _matches(given)):
+        folder, found = Path(name).expanduser(), [name]
+        if folder.is_dir():
+            found, out = _sort_files(folder)
+            skipped |= {str(folder/path): why for path, why in zip(out.path, out.why)}
+        for f in found: ids.setdefault(os.path.normpath(Path(f).expanduser()), str(f))
+    _check_utf8(ids)
+    if skipped: warnings.warn(f'left out: {count_reasons(skipped, skipped.values())}.', stacklevel=3)
+    return {i: Path(i).expanduser() for i in ids.values()}
+
+# %% ../../nbs/data/10_tables.ipynb #5a100014
 def image_table(
-    images,  # table with id and path, folder, file, pattern such as 'new/*.jpg', or list of paths
+    images,  # folder, file, pattern such as 'new/*.jpg', list of those, or table with id and path
     root='.' # where relative paths that don't exist from here are looked for
 )->pd.DataFrame: # of at least id and path, both str
     "The images to predict, each of them there"
     if isinstance(images, pd.DataFrame): table = need_columns(images, 'id', 'path')
-    else: table = pd.DataFrame(_listed_files(images).items(), columns=['id', 'path'])
-    if not len(table): raise DataError('there are no images.', 'pass a row or a path an image.')
+    else:
+        names = _as_names(images)
+        folder = Path(names[0]).expanduser() if len(names) == 1 else None
+        if folder and folder.is_dir():
+            files = {f.relative_to(folder).as_posix(): f for f in image_files(folder)}
+        else: files = _named_files(names)
+        table = pd.DataFrame(files.items(), columns=['id', 'path'])
+    if not len(table):
+        raise DataError('there are no images to predict.', 'pass a row or a path an image.')
     ids = table.id.astype(str)
-    if ids.duplicated().any():
-        raise DataError(f'rows that repeat an id: {ids.duplicated().sum()}.',
+    if n := int(ids.duplicated().sum()):
+        raise DataError(f'{plural(n, "id")} come more than once.',
                         'pass each image once, and paths rather than names.')
-    paths = [Path(p).expanduser() for p in table.path]
+    return table.assign(id=ids, path=_find_paths(table.path, root))
+
+def _find_paths(paths, root):
+    "Paths from here or from `root`, or an error that counts those that aren't there"
+    paths = [Path(str(p)).expanduser() for p in paths]
     paths = [p if p.is_file() else Path(root)/p for p in paths]
     if missing := [p for p in paths if not p.is_file()]:
         raise DataError(f'{len(missing)} of {len(paths)} files do not exist, such as {missing[0]}.',
             f'give absolute paths; relative ones start in the current folder or in {str(root)!r}.')
-    return table.assign(id=ids, path=[str(p) for p in paths])
+    return [str(p) for p in paths]
 
 # %% ../../nbs/data/10_tables.ipynb #d21081c4
 _ROLES = dict(train='train training', valid='valid validation val dev', test='test testing',
