@@ -171,7 +171,7 @@ def image_table(
         names = _as_names(images)
         folder = Path(names[0]).expanduser() if len(names) == 1 else None
         if folder and folder.is_dir():
-            files = {f.relative_to(folder).as_posix(): f for f in image_files(folder)}
+            files = {f.relative_to(folder).as_posix(): f for f in _list_folder(folder)[1]}
         else: files = _named_files(names)
         table = pd.DataFrame(files.items(), columns=['id', 'path'])
     if not len(table):
