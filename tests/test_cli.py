@@ -84,9 +84,10 @@ def test_kaggle_rehearse_fails_where_something_would_break(monkeypatch, capsys, 
     from vision_ft.classify import rehearse as R
     given = []
     monkeypatch.setattr(R, 'rehearse', lambda *args: (given.append(args), R.Rehearsal(problems, [], 1., 1., Path('b')))[1])
-    assert cli.main('kaggle rehearse b --data d --time 1m --memory 2GB'.split()) == status
-    assert given == [('b', 'd', '1m', '2GB', None)]
+    assert cli.main('kaggle rehearse b --data d --time 1m --memory 2GB --earlier e'.split()) == status
+    assert given == [('b', 'd', '1m', '2GB', None, 'e')]
     said = capsys.readouterr()
+    assert ('kaggle kernels push -p b/notebook' in said.out) == (not problems)
     assert ('Nothing would break' in said.out) == (not problems) and ('example.org' in said.err) == bool(problems)
 
 def test_kaggle_submit_gets_what_was_asked(monkeypatch, capsys):
@@ -95,6 +96,8 @@ def test_kaggle_submit_gets_what_was_asked(monkeypatch, capsys):
     monkeypatch.setattr(K, 'submit', lambda *args: (given.append(args), 'sent')[1])
     assert cli.main('kaggle submit s.csv --competition c --message m --last l.csv --dry-run'.split()) == 0
     assert given == [('s.csv', 'c', 'm', None, None, 'l.csv', True)] and capsys.readouterr().out == 'sent\n'
+    assert cli.main('kaggle submit s.csv --competition c --message m'.split()) == 0
+    assert capsys.readouterr().out.splitlines() == ['sent', 'score  kaggle competitions submissions c']
 
 @pytest.mark.parametrize('lacks', ['--message m', '--competition c'])
 def test_kaggle_submit_needs_competition_and_message(lacks, capsys):

@@ -8,7 +8,7 @@ __all__ = ['parse_ensemble_weights', 'add_compete', 'run_compete', 'closing_word
            'add_kaggle', 'parser', 'leave_a_core', 'main']
 
 # %% ../nbs/90_cli.ipynb #b7106700
-import argparse, os, sys, warnings
+import argparse, os, shlex, sys, warnings
 from pathlib import Path
 from .core import SettingsError, VisionFTError
 
@@ -139,7 +139,7 @@ def add_bundle(
     add('--user', help='your name at Kaggle; default: $KAGGLE_USERNAME')
     add('--competition', help='its short name')
     add('--slug', default='vision-ft-bundle', help='short name of the data set')
-    add('--image', help="file of `pip freeze` in a notebook there; default: the list that ships")
+    add('--image', help='output of `pip list --format=freeze` there; default: one that ships')
     add('--python', default='3.12', help='of that image; default: 3.12')
     add('--wheels', help='folder of wheels that are taken first')
     add('--no-gpu', action='store_true', help='the notebook asks for none')
@@ -159,10 +159,8 @@ def run_bundle(
     compete = CompeteSettings(epochs=args.epochs, flip=not args.no_flip)
     files = bundle(args.source, args.out, s, compete)
     name = '' if s.owner != 'USERNAME' else 'Replace USERNAME in both metadata files, or --user.\n'
-    return (f'{len(files)} files, {files.bytes.sum()/1e6:.1f} MB in {args.out}.\n{name}'
-            f'try it    vision-ft kaggle rehearse {args.out}\n'
-            f'data set  kaggle datasets create -p {args.out}/dataset --dir-mode zip\n'
-            f'notebook  kaggle kernels push -p {args.out}/notebook')
+    said = f'{len(files)} files, {files.bytes.sum()/1e6:.1f} MB in {args.out}.\n{name}'
+    return f'{said}try it    vision-ft kaggle rehearse {shlex.quote(args.out)} --data FOLDER'
 
 # %% ../nbs/90_cli.ipynb #9000a004
 def add_rehearse(
@@ -178,16 +176,20 @@ def add_rehearse(
     add('--data', help='stands for the competition; default: handwritten digits')
     add('--time', default='10m', help='limit, such as 90s, 10m, 9h; default: 10m')
     add('--memory', default='13GB', help='limit, such as 13GB; default: 13GB')
-    add('--image', help="file of `pip freeze` in a notebook there; default: the list that ships")
+    add('--image', help='output of `pip list --format=freeze` there; default: one that ships')
+    add('--earlier', help='output of an earlier session: its models are taken up')
 
 def run_rehearse(
     args:argparse.Namespace # of `parser`
 )->str:                     # what to print
     "Do what `vision-ft kaggle rehearse` was asked for; an error if something would break"
     from vision_ft.classify.rehearse import rehearse
-    found = rehearse(args.folder, args.data, args.time, args.memory, args.image)
+    found = rehearse(args.folder, args.data, args.time, args.memory, args.image, args.earlier)
     if found.problems: raise VisionFTError(str(found))
-    return str(found)
+    folder = shlex.quote(args.folder)
+    return (f'{found}\n'
+            f'data set  kaggle datasets create -p {folder}/dataset --dir-mode zip --keep-tabular\n'
+            f'notebook  kaggle kernels push -p {folder}/notebook')
 
 # %% ../nbs/90_cli.ipynb #9000a006
 def add_submit(
@@ -213,8 +215,9 @@ def run_submit(
     comp = read_competition(args.data) if args.data else None
     sample = comp and comp.sample
     labels = None if comp is None else sorted(set(comp.train.label))
-    return submit(args.csv, args.competition, args.message, sample, labels, args.last,
+    said = submit(args.csv, args.competition, args.message, sample, labels, args.last,
                   args.dry_run)
+    return said if args.dry_run else f'{said}\nscore  kaggle competitions submissions {args.competition}'
 
 # %% ../nbs/90_cli.ipynb #9000a007
 def add_kaggle(
