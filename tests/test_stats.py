@@ -226,3 +226,52 @@ def test_images_on_their_own_are_dealt_evenly(k, seed):
     assert (table.max(axis=1)-table.min(axis=1)).max() <= 1
     rare = V.deal_folds(['a']*9+['b'], range(10), k, seed) # a class smaller than k: sizes alone, and no warning
     assert np.ptp(np.bincount(rare, minlength=k)) <= 1
+
+# --- what can be seen at all
+
+def test_power_by_enumeration():
+    "Every outcome of eight images: helped, hurt, as before"
+    n, diff, changed = 8, .6, .7
+    p = dict(zip((1, -1, 0), ((changed+diff)/2, (changed-diff)/2, 1-changed)))
+    seen = sum(np.prod([p[o] for o in way]) for way in product(p, repeat=n)
+               if V.mcnemar(way.count(1), way.count(-1)) < .05 and way.count(1) > way.count(-1))
+    assert V.mcnemar_power(n, diff, changed) == pytest.approx(seen)
+
+@pytest.mark.parametrize('n,changed', [(33, .27), (100, .1), (360, .05), (2081, .2)])
+def test_detectable_means_four_times_in_five(n, changed):
+    "The verdict itself, on 2,000 simulated pairs of models that differ by the smallest visible difference"
+    diff = V.detectable_difference(n, changed)
+    changed = max(diff, changed)
+    draws = np.random.default_rng(1).multinomial(n, [(changed+diff)/2, (changed-diff)/2, 1-changed], size=2000)
+    pairs, times = np.unique(draws[:, :2], axis=0, return_counts=True)
+    says = [V.Verdict(n, int(g), int(h), int(g), int(h), float(V.mcnemar(g, h)), *V.paired_interval(int(g), int(h), n)).says for g, h in pairs]
+    assert .77 < np.average([o == 'helped' for o in says], weights=times) < .83
+
+@pytest.mark.parametrize('size', [np.full(40, 6), np.random.default_rng(1).integers(1, 10, 90)])
+def test_groups_that_move_as_one_are_worth_what_is_said(size):
+    ids = [f'{g}/{k}' for g, n in enumerate(size) for k in range(n)]
+    said = V.detectable(ids, {i: i.split('/')[0] for i in ids}, changed=.3)
+    assert said.n == size.sum() and said.worth == int(V.effective_groups(size)) and said.needed > said.n
+    changed = max(.3, said.diff)
+    fates = np.random.default_rng(2).choice([1, -1, 0], p=[(changed+said.diff)/2, (changed-said.diff)/2, 1-changed], size=(1000, len(size)))
+    seen = [V.sign_flip_p(size*f) < .05 and size@f > 0 for f in fates]
+    assert .75 < np.mean(seen) < .86
+
+def test_images_needed():
+    for d, changed in ((.02, .2), (.02, .05), (.4, .5), (.5, .2), (1, .2)): # Connor's own example of 1987 has 23 for .4 of .5
+        n = V.images_needed(d, changed)
+        assert V.mcnemar_power(n, d, changed) >= .8 > V.mcnemar_power(n-1, d, changed)
+        assert V.detectable_difference(n, changed) == pytest.approx(d, rel=.02) or d >= changed
+    assert 23 <= V.images_needed(.4, .5) <= 26 and 3900 < V.images_needed(.02, .2) < 4100
+    with pytest.raises(ValueError, match='pass .02 for two points'): V.images_needed(2)
+
+def test_few_images_show_nothing():
+    few = V.detectable(list('abcde'))
+    assert np.isnan(few.diff) and 'no difference between two models can be seen' in str(few)
+    assert V.detectable([]).worth == 0 and 'below 23 points' in str(V.detectable(range(33)))
+
+def test_short_plan_counts_images_and_groups():
+    d = pd.DataFrame(dict(id=[f'{i}.jpg' for i in range(60)], label=['a']*40+['b']*20))
+    lines = V.short_plan(d[::2], d[1::4], d[3::4], groups={'1.jpg': 'x', '5.jpg': 'x', '0.jpg': 'y', '3.jpg': 'z'}).splitlines()
+    assert lines[0] == '30 images to train on, 15 for validation, 2 classes; smallest: b with 10 and 5.'
+    assert lines[1].startswith('2 images lie in 1 group;') and 'worth 13' in lines[2] and lines[3].startswith('Test: 15 images: ')

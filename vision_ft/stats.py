@@ -4,16 +4,19 @@
 
 # %% auto #0
 __all__ = ['LEAST_GROUPS', 'ENDINGS', 'mcnemar', 'wilson', 'paired_interval', 'sign_flip_p', 'effective_groups',
-           'grouped_interval', 'Verdict', 'compare_preds', 'Bounds', 'compare_counts', 'draw_groups', 'bootstrap_means',
-           'bootstrap_interval', 'ScoreChange', 'paired_bootstrap', 'joint_half_widths', 'check_folds', 'deal_folds']
+           'grouped_interval', 'Verdict', 'compare_preds', 'Bounds', 'compare_counts', 'mcnemar_power',
+           'detectable_difference', 'images_needed', 'Detectable', 'detectable', 'short_plan', 'draw_groups',
+           'bootstrap_means', 'bootstrap_interval', 'ScoreChange', 'paired_bootstrap', 'joint_half_widths',
+           'check_folds', 'deal_folds']
 
 # %% ../nbs/07_stats.ipynb #bfe502d2
+import bisect
 from dataclasses import dataclass
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from scipy.optimize import brentq
 from scipy.stats import binom, binomtest, norm, t as student
-from .core import DataError, Preds, SettingsError, group_codes, whole_number
+from .core import DataError, Preds, SettingsError, group_codes, groups_among, whole_number
 
 # %% ../nbs/07_stats.ipynb #e378db4b
 def mcnemar(
@@ -225,6 +228,102 @@ def _what_follows(b):
     else: follows = (f'That it {did} follows only if at most {b.most_changed} images '
                      'changed between right and wrong.')
     return f'Whatever the overlap, nothing here says that it {other}. {follows}'
+
+# %% ../nbs/07_stats.ipynb #5e570002
+def mcnemar_power(
+    n:float,       # independent images; a fraction is rounded down
+    diff:float,    # true difference of the two error rates, above 0, at most 1
+    changed=.2,    # share of the images that changes sides; at least `diff` is taken
+    alpha=.05      # p below this is evidence
+)->float:          # in [0,1]
+    "Probability that McNemar's exact test sees a difference, on the right side (Duffy, 1984)"
+    changed = max(changed, diff)
+    m = np.arange(int(n)+1)
+    weight = binom.pmf(m, int(n), changed)
+    m, weight = m[weight > 1e-12], weight[weight > 1e-12]
+    most_hurt = binom.ppf(alpha/2, m, .5)-1
+    return float(weight@binom.cdf(most_hurt, m, (1-diff/changed)/2))
+
+def detectable_difference(
+    n:float,    # independent images
+    changed=.2, # as for `mcnemar_power`
+    power=.8,   # probability that the difference is seen
+    alpha=.05   # p below this is evidence
+)->float:       # difference of error rates in (0,1]; NaN where even 1 is too small
+    "The smallest difference between two models that so many images show"
+    def lacks(diff): return mcnemar_power(n, diff, changed, alpha)-power
+    return brentq(lacks, 1e-6, 1) if lacks(1) >= 0 else np.nan
+
+# %% ../nbs/07_stats.ipynb #5e570007
+def images_needed(
+    diff:float, # difference of error rates that is to be seen, above 0, at most 1
+    changed=.2, # as for `mcnemar_power`
+    power=.8,   # probability that the difference is seen
+    alpha=.05   # p below this is evidence
+)->int:
+    "How many independent images show such a difference between two models"
+    if not 0 < diff <= 1:
+        raise SettingsError(f'a difference of error rates is above 0 and at most 1, got {diff!r}.',
+                            'pass .02 for two points.')
+    psi, z = max(changed, diff), norm.ppf([1-alpha/2, power])
+    n = (z@[psi**.5, max(psi-diff**2, 0)**.5]/diff)**2 # Connor, 1987
+    enough = range(int(.9*n), int(1.5*n)+20)
+    def sees(n): return mcnemar_power(n, diff, psi, alpha) >= power
+    return enough[bisect.bisect_left(enough, True, key=sees)]
+
+# %% ../nbs/07_stats.ipynb #5e57000a
+@dataclass(frozen=True)
+class Detectable:
+    "The differences between two models that some images can show; `print` it for a sentence"
+    n:int         # images
+    worth:int     # independent images that they are worth; a group counts as one
+    changed:float # share of images that is taken to change sides between two models
+    diff:float    # smallest difference of error rates that is seen 4 times in 5; NaN: none is
+    needed:int    # such images for a difference of 2 points, groups as here
+    def __str__(self)->str:
+        groups = '' if self.worth == self.n else f' (worth {self.worth}, since groups count as one)'
+        shows = f'below {100*self.diff:.2g} points between two models you see noise'
+        if np.isnan(self.diff): shows = 'no difference between two models can be seen'
+        return f'{self.n} images{groups}: {shows}; for 2 points you need about {self.needed:,}.'
+
+def detectable(
+    ids,         # (N,) of the images, no id twice
+    groups=None, # of images that are alike, as for `group_codes`
+    changed=.2   # share of images that changes sides; about the error rate of the worse model
+)->Detectable:
+    "What these images can tell about two models"
+    n = len(ids)
+    worth = int(effective_groups(np.bincount(group_codes(groups, ids)))) if n else 0
+    needed = images_needed(.02, changed)*n/max(worth, 1)
+    digits = 2-len(str(int(needed)))
+    return Detectable(n, worth, changed, detectable_difference(worth, changed),
+                      int(round(needed, digits)))
+
+# %% ../nbs/07_stats.ipynb #5e57000c
+def short_plan(
+    train:pd.DataFrame,    # images to train on: columns id, label
+    valid:pd.DataFrame,    # validation images, likewise
+    test:pd.DataFrame=None,# held-out images whose labels are known: column id
+    groups=None,           # of images that are alike, as for `group_codes`
+    changed=.2             # as for `detectable`
+)->str:                    # a few lines
+    "What goes into a training, and what its validation and test images can tell"
+    counts, n_valid = train.label.value_counts(), valid.label.value_counts()
+    least = counts.index[-1]
+    lines = [f'{len(train)} images to train on, {len(valid)} for validation, {len(counts)} '
+             f'classes; smallest: {least} with {counts[least]} and {n_valid.get(least, 0)}.']
+    if groups is not None: lines.append(_groups_line(groups, [*train.id, *valid.id]))
+    for part, table in dict(Validation=valid, Test=test).items():
+        if table is None: continue
+        can_tell = detectable(list(table.id), groups_among(groups, table.id), changed)
+        lines.append(f'{part}: {can_tell}')
+    return '\n'.join(lines)
+
+def _groups_line(groups, ids):
+    size = np.bincount(group_codes(groups, ids))
+    size = size[size > 1]
+    n_groups = f'{len(size)} group{"s" if len(size) != 1 else ""}'
+    return f'{size.sum()} images lie in {n_groups}; a group stays on one side of the split.'
 
 # %% ../nbs/07_stats.ipynb #1f69895b
 def draw_groups(
