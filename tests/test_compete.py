@@ -153,6 +153,20 @@ def test_another_image_keeps_the_models(data, tmp_path):
     assert stages(out)[('convnext', 'train')] != before[('convnext', 'train')]
     C.compete(data, out, **kw)
 
+def test_images_that_come_and_go_leave_the_rest_as_it_was(data, tmp_path):
+    "One removed and one added: said, the others keep their fold, nothing finished is trained again; new validation images are predicted"
+    plain, out, kw = data/'train_images', tmp_path/'out', dict(models=MODELS[:1], flip=False, progress=False)
+    C.compete(plain, out, **kw)
+    before, split = stages(out), pd.read_csv(out/'split.csv', dtype=str).set_index('id').fold
+    trained = C.prepare(plain, out, C.CompeteSettings(models=MODELS[:1], flip=False)).train
+    Path(trained.path[0]).unlink()
+    Image.new('RGB', (32, 32), (9, 99, 9)).save(plain/'0'/'new.png')
+    with pytest.warns(UserWarning, match='convnext: kept as trained before .*1 added .0/new.png., 1 removed'): C.compete(plain, out, **kw)
+    now = pd.read_csv(out/'split.csv', dtype=str).set_index('id').fold
+    stay = split.index.intersection(now.index)
+    assert (now[stay] == split[stay]).all() and stages(out)[('convnext', 'train')] == before[('convnext', 'train')]
+    assert trained.id[0] not in now.index and 'submission.csv' in os.listdir(out)
+
 def test_unknown_truth_is_scored_on_validation(data, tmp_path):
     "As on Kaggle: no solution, no sample; and ids of test images that training images have too"
     for f in ('solution.csv', 'sample_submission.csv'): (data/f).unlink()
@@ -199,6 +213,41 @@ def test_rows_with_and_without_pretrained_weights_run_together(data, tmp_path):
     mixed = pd.DataFrame([{**MODELS.iloc[0], 'pretrained': 'tiny'}, {**MODELS.iloc[1]}])
     r = C.compete(data, tmp_path/'out', models=mixed, flip=False, progress=False)
     assert [t.pretrained for t in r.plan.trainings.values()] == ['tiny', None]
+    assert r.table.index.tolist() == ['convnext', 'vit', 'ensemble', *C.BASELINES, 'linear probe tiny_convnext 32']
+    said, facts = ' '.join(C.summary(r).split()), C.run_facts(r.plan)
+    assert 'convnext: ' in said and said.count('its probe') == 1 and re.match(r'\d+ of 30 test images are right; always the largest class would get 10\.', said)
+    assert facts['models'] == 'convnext: tiny_convnext, 1 epochs, lr 0.004; vit: tiny_vit, 1 epochs, lr 0.004' and '--no-flip' in facts['command']
+    assert r.baselines[-1].error < .2 and C.collect(r.plan).table.equals(r.table)
+
+def test_what_the_images_can_tell_is_said_first(data, tmp_path):
+    "With the test images where their truth is known, and with groups that name them too"
+    train, test = C.read_competition(data).train.id[:2].tolist(), C.read_competition(data).test.id[:2].tolist()
+    for ids, line in ((train+test, '2 images lie in 1 group'), (test, 'Validation')):
+        groups = pd.DataFrame(dict(id=ids, group=['a', 'a', 'b', 'b'][-len(ids):]))
+        with pytest.warns(UserWarning, match='have no group'):
+            plan = C.prepare(data, tmp_path/str(len(ids)), C.CompeteSettings(models=MODELS, groups=groups))
+        said = '\n'.join(C.opening_words(plan))
+        assert '96 images to train on, 24 for validation' in said and line in said
+    assert re.search(r'Validation: .*noise', said) and re.search(r'Test: .*noise', said)
+
+def test_networks_of_the_hubs_cache_on_photos(photos, tmp_path, monkeypatch):
+    "A network named in one word: its weights are found where a download leaves them, its frozen features stand beside it"
+    import huggingface_hub
+    from vision_ft.classify.predict import predict
+    weights = photos.parent/'weights'/'tf_efficientnet_lite0.safetensors'
+    if not weights.is_file(): pytest.skip(f'{weights} is not there: real pretrained weights lie beside the data')
+    repo = tmp_path/'hub'/'models--timm--tf_efficientnet_lite0.in1k'
+    for name in ('snapshots/0a1b', 'refs'): (repo/name).mkdir(parents=True)
+    (repo/'refs'/'main').write_text('0a1b')
+    (repo/'snapshots'/'0a1b'/'model.safetensors').symlink_to(weights.resolve())
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(tmp_path/'hub'))
+    for label in sorted((photos/'rice'/'photos').iterdir()):
+        (tmp_path/'rice'/label.name).mkdir(parents=True)
+        for f in sorted(label.iterdir())[:12]: shutil.copy(f, tmp_path/'rice'/label.name)
+    r = C.compete(tmp_path/'rice', tmp_path/'out', arch='tf_efficientnet_lite0', size=96, epochs=1, effective_bs=8, k=3, holdout=.25, device='cpu', progress=False)
+    assert not r.plan.says and r.plan.runs[0].settings('train')['pretrained'] == 'hub'
+    assert r.baselines[-1].name == 'linear probe tf_efficientnet_lite0 96' and r.baselines[-1].error < r.baselines[0].error
+    assert 'its probe' in C.summary(r) and len(predict(tmp_path/'out', tmp_path/'rice', progress=False)) == 36
 
 @pytest.mark.parametrize('cell,says', [(dict(lr='fast'), 'fast'), (dict(epochs=1.5), 'whole number'), (dict(finetune='maybe'), 'finetune'),
                                        (dict(args='{'), 'JSON'), (dict(args='{"seed": 1}'), 'columns'), (dict(size='x'), 'size')])

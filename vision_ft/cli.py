@@ -95,8 +95,9 @@ def run_compete(
     "Do what `vision-ft compete` was asked for"
     from vision_ft.classify.compete import compete
     from vision_ft.classify.settings import CompeteSettings
-    alike = 'models arch size lr epochs effective_bs micro_bs retrain views groups holdout device seed'
-    s = {k: getattr(args, k) for k in alike.split()}
+    alike = ('models', 'arch', 'size', 'lr', 'epochs', 'effective_bs', 'micro_bs', 'retrain',
+             'views', 'groups', 'holdout', 'device', 'seed')
+    s = {k: getattr(args, k) for k in alike}
     s.update(flip=not args.no_flip, k=args.folds, num_workers=args.workers)
     s.update(ensemble_weights=parse_ensemble_weights(args.ensemble_weights))
     return closing_words(compete(args.data, args.out, CompeteSettings(**s)))

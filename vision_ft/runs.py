@@ -347,7 +347,7 @@ def _difference(run, record, images, lists):
         if csv.is_file():
             before = pd.read_csv(csv, dtype=str, keep_default_na=False)
             said, learned = [image_changes(before, images)], _learned(before, images)
-            if learned: said.append(f'{learned} images that it learned are now held out')
+            if learned: said.append(f'held out now, though it learned them: {learned}')
             invalid = invalid or bool(learned)
     return ', '.join(filter(None, [change_words(changes), *said])), invalid
 

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['RESULT', 'FINAL', 'GLOSSARY', 'plan_views', 'Plan', 'read_images', 'prepare', 'write_plan', 'images_to_predict',
-           'run_model', 'run_baselines', 'Result', 'collect', 'model_row', 'known_error', 'ensemble_row',
-           'baseline_row', 'compared', 'summary', 'verdicts', 'run_facts', 'report_sections', 'opening_words',
-           'compete']
+           'run_model', 'baseline_settings', 'run_baselines', 'Result', 'collect', 'model_row', 'known_error',
+           'ensemble_row', 'baseline_row', 'compared', 'summary', 'baseline_verdicts', 'verdicts', 'plan_words',
+           'run_facts', 'result_sections', 'training_sections', 'opening_words', 'compete', 'write_run_report']
 
 # %% ../../nbs/classify/24_compete.ipynb #0fd4142b
 import sys, warnings
@@ -21,15 +21,15 @@ from fastcore.meta import delegates
 from ..core import Preds, atomic_path, check_groups, groups_among, read_groups
 from ..models import fetch_pretrained
 from ..memory import free_memory, plot_memory
-from ..runs import (Run, check_out, data_id, fingerprint, image_list, keep_before, settle,
-                            versions)
-from ..stats import compare_preds
+from ..runs import (Run, check_out, data_id, fingerprint, image_list, keep_before,
+                            pretrained_id, settle, versions)
+from ..stats import compare_preds, short_plan
 from ..blend import ensemble
 from ..report import (Section, class_table, error_lines, error_table, errors_table,
                               fig_batch, fig_confusion, fig_errors, fig_losses, headline,
                               worst_html, write_report)
 from ..data.tables import plot_label_counts, read_text, save_split, saved_split, split_rows
-from .baselines import BASELINES, fit_baselines
+from .baselines import BASELINES, fit_baselines, named_probes, probe_verdict
 from .settings import (CompeteSettings, Models, check_fields, check_models,
                                          command_line, models_table, save_models)
 from .train import dataloaders, planned_micro_bs, train, training_record
@@ -168,16 +168,27 @@ def run_model(
     return run
 
 # %% ../../nbs/classify/24_compete.ipynb #d5a8dd61
+def baseline_settings(
+    plan:Plan
+)->dict: # what decides the predictions of the baselines
+    "Which baselines there are, of which images and weights"
+    groups = groups_among(plan.groups, plan.train.id)
+    probes = {name: [t.arch, pretrained_id(t.pretrained), t.size, t.model_args]
+              for name, t in named_probes(plan.trainings.values()).items()}
+    return dict(plan.ids, simple=list(BASELINES), probes=probes, seed=plan.settings.seed,
+                groups=None if groups is None else fingerprint(groups.to_dict()))
+
 def run_baselines(
     plan:Plan
 )->Run: # with the predictions 'NAME valid' and 'NAME test' of each name of its facts
     "Fit and predict the baselines, if that isn't done yet"
-    run, seed = Run(plan.out/'baselines'), plan.settings.seed
-    wanted = dict(plan.ids, views=list(BASELINES), seed=seed)
+    run, wanted = Run(plan.out/'baselines'), baseline_settings(plan)
     if run.is_done('predict', wanted): return run
-    kinds = images_to_predict(plan)
+    kinds, groups = images_to_predict(plan), groups_among(plan.groups, plan.train.id)
     with run.stage('predict', wanted) as facts:
-        fitted = fit_baselines(plan.train, [table for table, _ in kinds.values()], seed)
+        fitted = fit_baselines(plan.train, [table for table, _ in kinds.values()],
+                               plan.settings.seed, list(plan.trainings.values()), groups,
+                               plan.models.device)
         for (kind, (_, truth)), preds in zip(kinds.items(), fitted):
             facts['names'] = [p.name for p in preds]
             for p in preds:
@@ -261,18 +272,30 @@ def summary(
     return '\n'.join([*lines, *(fill(v, **wrap) for v in verdicts(result))])
 
 # %% ../../nbs/classify/24_compete.ipynb #d2e4e068
+def baseline_verdicts(
+    result:Result,
+    groups=None # of the images that are scored
+)->list:        # of sentences
+    "Whether fine-tuning beats the baselines, and each network its own frozen features"
+    ens, best = result.ensemble, min(result.baselines, key=lambda p: p.error)
+    says, trainings = [], result.plan.trainings
+    if best.error <= ens.error:
+        says.append(f"Fine-tuning doesn't beat the {best.name}: {ens.wrong.sum()} of "
+                    f'{len(ens)} are wrong, against {best.wrong.sum()}.')
+    probes, plain = ({p.name: p for p in o} for o in (result.baselines, result.plain))
+    for probe, asked in named_probes(trainings.values()).items():
+        name = next(n for n, t in trainings.items() if t is asked)
+        says.append(probe_verdict(probes[probe], plain[name], groups))
+    return says
+
 def verdicts(
     result:Result
 )->list: # of sentences
-    "Whether a baseline was beaten, what the views changed, and whether fitted weights would help"
+    "Whether baselines were beaten, what the views changed, and whether fitted weights would help"
     plan, after = result.plan, result.ensemble
     shares, groups = plan.ensemble_weights, groups_among(plan.groups, after.ids)
-    says, best = [], min(result.baselines, key=lambda p: p.error)
-    if best.error <= after.error:
-        says.append(f"Fine-tuning doesn't beat the {best.name}: {after.wrong.sum()} of "
-                    f'{len(after)} are wrong, against {best.wrong.sum()}.')
     change = compare_preds(ensemble(result.plain, shares), after, groups=groups)
-    says.append(f'TTA in the ensemble: {change}')
+    says = [*baseline_verdicts(result, groups), f'TTA in the ensemble: {change}']
     valid = [r.preds('valid_tta') for r in plan.runs]
     mine = groups_among(plan.groups, valid[0].ids)
     if len(valid) > 1: says.append(weights_verdict(valid, shares, mine, plan.settings.seed))
@@ -282,50 +305,65 @@ def verdicts(
     return says
 
 # %% ../../nbs/classify/24_compete.ipynb #c7a45edd
+def plan_words(
+    plan:Plan
+)->str:
+    "What the images of a run can tell (chapter 07)"
+    test = plan.comp.test if plan.comp.truth else None
+    named = groups_among(plan.groups, [*plan.train.id, *plan.valid.id]) is not None
+    return short_plan(plan.train, plan.valid, test, plan.groups if named else None)
+
 def run_facts(
     plan:Plan
 )->dict: # what → value
     "How the result was made"
     now = datetime.now().astimezone().strftime('%Y-%m-%d %H:%M %Z')
     made_with = ', '.join(f'{k} {v}' for k, v in versions().items() if k in ('vision_ft', 'torch'))
+    def how(s): return f'{s["arch"]}, {s["epochs"]} epochs, lr {s["lr"]:g}'
+    models = '; '.join(f'{r.name}: {how(r.settings("train"))}' for r in plan.runs)
     return {'date': now, 'data': f'{plan.data.absolute()}. {plan.comp}',
-            'result': plan.out.absolute(), 'device': plan.models.device,
-            'command': command_line(plan.data, plan.out, plan.settings),
-            'validation': f'{len(plan.valid)} images', 'made with': made_with,
+            'images': plan_words(plan),
+            'result': plan.out.absolute(), 'models': models, 'device': plan.models.device,
+            'command': command_line(plan.data, plan.out, plan.settings), 'made with': made_with,
             **{f'note {i+1}': line for i, line in enumerate(plan.says)}}
 
-# %% ../../nbs/classify/24_compete.ipynb #f573ec7a
+# %% ../../nbs/classify/24_compete.ipynb #5c3f15fa
 GLOSSARY = """weight: share in the ensemble. valid, test: share of validation and test images that
 are wrong. TTA: with test-time augmentation, the mean over several views of each image.
-SVC on pixels: a support-vector machine on 16×16 thumbnails."""
+SVC on pixels: a support-vector machine on 16×16 thumbnails. Linear probe: a logistic regression
+on the features of the pretrained network before it is fine-tuned."""
 
-# %% ../../nbs/classify/24_compete.ipynb #5c3f15fa
-def report_sections(
+def result_sections(
     result:Result
 )->list: # of `Section`
-    "What the report of a competition shows, in order"
+    "The errors, the mistakes and what they have in common"
     plan, ens, of = result.plan, result.ensemble, f'{len(result.ensemble)} {result.scored} images.'
     shown = plan.comp.test if result.scored == 'test' else plan.valid
     paths, page = dict(zip(shown.id, shown.path)), plan.out/'report.html'
-    histories = {r.name: r.history for r in plan.runs}
-    memory = pd.DataFrame({r.name: r.facts('train')['memory'] for r in plan.runs}).T
-    memory = memory[['start', 'added']].set_axis(['before', 'added by training'], axis=1)
-    errors = {'plain': [*result.plain, *result.baselines], 'TTA': [*result.tta, ens]}
-    where = 'resident set of the process' if plan.models.device == 'cpu' else 'on the device'
-    compared_errors = error_table([replace(p, name=n) for n, p in compared(result).items()])
-    n_classes, first = plan.train.label.nunique(), next(iter(plan.trainings))
-    def dls():
-        s = plan.trainings[first]
-        return dataloaders(plan.train, plan.valid, s, bs=16, num_workers=0)
-    counts = f'Bars of the number of images in each of {n_classes} classes.'
+    errors = {'TTA': [*result.tta, ens], 'plain': [*result.plain, *result.baselines[1:]]}
+    table = error_table([replace(p, name=n) for n, p in compared(result).items()])
     return [
-        Section('Errors', compared_errors, f'On the {result.scored} images, with 95% intervals.'),
+        Section('Errors', table, f'On the {result.scored} images, with 95% intervals.'),
         Section('What follows', verdicts(result)),
         Section('Each model', errors_table(result.table), GLOSSARY),
         Section('Errors as a figure', lambda: fig_errors(errors, result.scored), of),
         Section('Worst mistakes', worst_html(ens, paths, page), 'The ensemble was surest here.'),
         Section('Classes', class_table(ens), f'Ensemble, {of} Intervals of 95%.'),
-        Section('Confusion', lambda: fig_confusion(ens), f'Ensemble, {of}'),
+        Section('Confusion', lambda: fig_confusion(ens), f'Ensemble, {of}')]
+
+# %% ../../nbs/classify/24_compete.ipynb #e9a58427
+def training_sections(
+    plan:Plan
+)->list: # of `Section`
+    "How the models were trained, and on which images"
+    histories = {r.name: r.history for r in plan.runs}
+    memory = pd.DataFrame({r.name: r.facts('train')['memory'] for r in plan.runs}).T
+    memory = memory[['start', 'added']].set_axis(['before', 'added by training'], axis=1)
+    where = 'resident set of the process' if plan.models.device == 'cpu' else 'on the device'
+    n_classes, (first, settings) = plan.train.label.nunique(), next(iter(plan.trainings.items()))
+    def dls(): return dataloaders(plan.train, plan.valid, settings, bs=16, num_workers=0)
+    counts = f'Bars of the number of images in each of {n_classes} classes.'
+    return [
         Section('How the models were trained', models_table(plan.runs), 'MiB: peak memory.'),
         Section('Loss', lambda: fig_losses(histories), 'On augmented images in training.'),
         Section('Memory', lambda: plot_memory(memory, list(memory)), f'Peak memory, {where}.'),
@@ -337,10 +375,10 @@ def report_sections(
 def opening_words(
     plan:Plan
 )->list: # of sentences
-    "What is about to be run"
+    "What is about to be run, and what the images can tell"
     n = len(plan.trainings)
     about = f'{plan.comp}. {n} model{"s"*(n > 1)} on {plan.models.device}, outputs in {plan.out}'
-    return [about, *plan.says]
+    return [about, plan_words(plan), *plan.says]
 
 @delegates(CompeteSettings)
 def compete(
@@ -359,8 +397,15 @@ def compete(
         run_model(plan, name, progress)
         free_memory()
     result = collect(plan)
-    title = f'{plan.data.absolute().name}: {", ".join(plan.trainings)}'
-    said = headline(result.ensemble, result.scored, *result.baselines[:1])
-    sections, facts = report_sections(result), run_facts(plan)
-    write_report(plan.out/'report.html', title, sections, said, facts)
+    write_run_report(result)
     return result
+
+def write_run_report(
+    result:Result
+)->Path:
+    "Write report.html"
+    plan, largest = result.plan, result.baselines[0]
+    sections = [*result_sections(result), *training_sections(plan)]
+    return write_report(plan.out/'report.html',
+                        f'{plan.data.absolute().name}: {", ".join(plan.trainings)}', sections,
+                        headline(result.ensemble, result.scored, largest), run_facts(plan))
