@@ -167,6 +167,24 @@ def test_images_that_come_and_go_leave_the_rest_as_it_was(data, tmp_path):
     assert (now[stay] == split[stay]).all() and stages(out)[('convnext', 'train')] == before[('convnext', 'train')]
     assert trained.id[0] not in now.index and 'submission.csv' in os.listdir(out)
 
+def test_a_given_validation_set_is_the_validation_set(data, tmp_path):
+    "train beside valid, as fast.ai lays them out: what is trained and validated on, what is held out, and what is written"
+    root, labels = tmp_path/'parts', dict(pd.read_csv(data/'train.csv', dtype=str).set_index('image_id').label)
+    for n, f in enumerate(sorted((data/'train_images').rglob('*.jpg'))):
+        to = root/('valid' if n % 4 == 0 else 'train')/labels[f.name]
+        to.mkdir(parents=True, exist_ok=True)
+        shutil.copy(f, to)
+    r = C.compete(root, tmp_path/'out', models=MODELS[:1], flip=False, k=3, progress=False)
+    n_valid = len(list((root/'valid').rglob('*.jpg')))
+    fit, held = r.plan.train, r.plan.valid
+    assert len(held) == n_valid and set(held.id.str.split('/').str[0]) == {'valid'} and set(fit.id.str.split('/').str[0]) == {'train'}
+    assert f'{n_valid} in the given validation set' in (tmp_path/'out'/'report.html').read_text()
+    split = pd.read_csv(tmp_path/'out'/'split.csv', dtype=str).set_index('id').fold
+    assert set(split[held.id]) == {'0'} and set(split[fit.id]) == {'1'} and len(split) == len(fit)+len(held)
+    before = stages(tmp_path/'out')
+    C.compete(root, tmp_path/'out', models=MODELS[:1], flip=False, k=3, progress=False)
+    assert stages(tmp_path/'out') == before
+
 def test_unknown_truth_is_scored_on_validation(data, tmp_path):
     "As on Kaggle: no solution, no sample; and ids of test images that training images have too"
     for f in ('solution.csv', 'sample_submission.csv'): (data/f).unlink()
@@ -221,11 +239,10 @@ def test_rows_with_and_without_pretrained_weights_run_together(data, tmp_path):
 
 def test_what_the_images_can_tell_is_said_first(data, tmp_path):
     "With the test images where their truth is known, and with groups that name them too"
-    train, test = C.read_competition(data).train.id[:2].tolist(), C.read_competition(data).test.id[:2].tolist()
+    comp = C.read_competition(data)
+    train, test = (t.id[:2].tolist() for t in (comp.train, comp.test))
     for ids, line in ((train+test, '2 images lie in 1 group'), (test, 'Validation')):
-        groups = pd.DataFrame(dict(id=ids, group=['a', 'a', 'b', 'b'][-len(ids):]))
-        with pytest.warns(UserWarning, match='have no group'):
-            plan = C.prepare(data, tmp_path/str(len(ids)), C.CompeteSettings(models=MODELS, groups=groups))
+        plan = C.prepare(data, tmp_path/str(len(ids)), C.CompeteSettings(models=MODELS, groups=pd.DataFrame(dict(id=ids, group=['a', 'a', 'b', 'b'][-len(ids):]))))
         said = '\n'.join(C.opening_words(plan))
         assert '96 images to train on, 24 for validation' in said and line in said
     assert re.search(r'Validation: .*noise', said) and re.search(r'Test: .*noise', said)

@@ -28,14 +28,15 @@ from ..blend import ensemble
 from ..report import (Section, class_table, error_lines, error_table, errors_table,
                               fig_batch, fig_confusion, fig_errors, fig_losses, headline,
                               worst_html, write_report)
-from ..data.tables import plot_label_counts, read_text, save_split, saved_split, split_rows
+from ..data.tables import plot_label_counts, read_text, save_split, split_rows
 from .baselines import BASELINES, fit_baselines, named_probes, probe_verdict
 from .settings import (CompeteSettings, Models, check_fields, check_models,
                                          command_line, models_table, save_models)
 from .train import dataloaders, planned_micro_bs, train, training_record
 from .tta import DEFAULT_VIEWS, average_views, check_views, predict_views
 from .ensemble import weights_verdict
-from .kaggle import Competition, read_competition, write_submission
+from .kaggle import (Competition, read_competition, training_split,
+                                       write_submission)
 
 # %% ../../nbs/classify/24_compete.ipynb #fe683747
 def plan_views(
@@ -83,7 +84,7 @@ def read_images(
     comp = read_competition(data, s.holdout, s.seed, groups, out/'holdout.csv')
     if groups is not None: check_groups(groups, [*comp.train.id, *comp.test.id])
     mine = groups_among(groups, comp.train.id)
-    split = saved_split(comp.train, out/'split.csv', s.k, s.seed, mine, write=False)
+    split = training_split(comp, out/'split.csv', s.k, s.seed, mine)
     return comp, split, groups
 
 # %% ../../nbs/classify/24_compete.ipynb #05b7c428
