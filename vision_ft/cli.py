@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['parse_ensemble_weights', 'add_compete', 'run_compete', 'closing_words', 'add_demo', 'run_demo', 'add_predict',
-           'run_predict', 'parser', 'leave_a_core', 'main']
+           'run_predict', 'add_plan', 'run_plan', 'parser', 'leave_a_core', 'main']
 
 # %% ../nbs/90_cli.ipynb #b7106700
 import argparse, os, sys, warnings
@@ -121,6 +121,46 @@ def run_predict(
     unread = f' {bad} could not be read; the column error says why.' if bad else ''
     return f'{good} images predicted, see {args.out}.{unread}'
 
+# %% ../nbs/90_cli.ipynb #27c00002
+def add_plan(
+    commands # what `add_subparsers` of argparse returned
+):
+    "`vision-ft plan`"
+    example = 'example: vision-ft plan photos --budget 9h --out plan.html'
+    command = commands.add_parser('plan', epilog=example,
+                                  help='before any training: data, memory, time, what can be seen')
+    command.set_defaults(run=run_plan)
+    add = command.add_argument
+    add('data', help='a Kaggle-shaped folder, or a folder of class folders')
+    add('--models', default='tiny_photos', help='CSV file, tiny, paddy, or tiny_photos (default)')
+    add('--device', help='cuda, mps, cpu, or a card that is elsewhere by its memory: 16GB')
+    add('--budget', metavar='TIME', help='for all models: 9h, 1h30m or seconds')
+    add('--error', type=float, default=.2, help='guessed share of wrong images; default: 0.2')
+    add('--seconds', type=float, default=2, help='to time each model, 0 for none; default: 2')
+    add('--out', help='page to write (.html), or a folder for it and for models.csv')
+    add('--epochs', type=int, help='instead of those in the table of models')
+    add('--effective-bs', type=int, help='images to an optimizer step')
+    add('--micro-bs', metavar='N', help="images at a time, or 'auto' for the most that fit")
+    add('--no-flip', action='store_true', help='a mirror image means something else: digits')
+    add('--folds', type=int, default=5, help='folds, the first for validation; default: 5')
+    add('--views', nargs='+', help='views of the TTA, or one of the sets photos, symbols, above')
+    add('--groups', help='CSV with columns id and group: a group stays on one side of every split')
+    add('--holdout', type=float, default=.2, help='test share of class folders; default: 0.2')
+    add('--workers', type=int, help='processes that decode images')
+    add('--seed', type=int, default=42, help='of the splits; default: 42')
+
+def run_plan(
+    args:argparse.Namespace # of `parser`
+)->str:                     # what to print
+    "Do what `vision-ft plan` was asked for"
+    from vision_ft.classify.compete import CompeteSettings
+    from vision_ft.classify.plan import plan
+    alike = 'models device epochs effective_bs micro_bs views groups holdout seed'.split()
+    s = dict({k: getattr(args, k) for k in alike}, flip=not args.no_flip, k=args.folds)
+    s.update(num_workers=args.workers)
+    return str(plan(args.data, args.out, CompeteSettings(**s), args.budget, args.error,
+                    args.seconds))
+
 # %% ../nbs/90_cli.ipynb #cbf2212e
 def parser()->argparse.ArgumentParser:
     "The arguments of `vision-ft`; each command brings the function that does it, as `run`"
@@ -128,6 +168,7 @@ def parser()->argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog='vision-ft', description=says)
     commands = p.add_subparsers(dest='command', required=True, metavar='COMMAND')
     add_demo(commands)
+    add_plan(commands)
     add_compete(commands)
     add_predict(commands)
     return p
