@@ -2,7 +2,9 @@
 #
 #   make demo    fine-tune three small nets on the digits and write a report and a submission into ./demo (elsewhere: OUT=…)
 #   make test    everything that CI checks
-#   make lab     JupyterLab on the chapters
+#   make lab     JupyterLab on a copy of the chapters in .lab: run and change them at will
+#   make edit    JupyterLab on the chapters themselves, for those who change them
+#   make tidy    after that: export the library, clean the notebooks, write the README
 #   make bench   run the benchmarks in nbs/bench
 #   make docs    the chapters as a site of plain files in _docs
 #   make clean   remove what can be made again; results stay, and so does .venv
@@ -20,7 +22,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: help install demo test lab bench docs clean
+.PHONY: help install demo test lab edit tidy bench docs clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -61,19 +63,32 @@ test: export HF_HUB_OFFLINE = 1
 test: export YOLO_OFFLINE = true
 test: .venv/.dev
 	@$(BIN)/python .ci/instep.py
+	@$(BIN)/python .ci/tidy.py --check
 	@$(BIN)/python .ci/readme.py --check
 	@echo 'Running every chapter from top to bottom'
 	@$(BIN)/nbdev-test --n-workers 2 --timing || { \
-	  echo "A chapter fails, its error stands above. Fix: 'make lab', run that chapter from the top, then .venv/bin/nbdev-export and .venv/bin/nbdev-clean." >&2; exit 1; }
+	  echo "A chapter fails, its error stands above. Fix: 'make edit', run that chapter from the top, then 'make tidy'." >&2; exit 1; }
 	@$(BIN)/python -m pytest -q
 
+JUPYTER := $(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --LabApp.default_url=/lab/tree/nbs/index.ipynb
+
 lab: .venv/.dev
-	@cd nbs && ../$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB)
+	@$(BIN)/python .ci/lab.py
+	@$(JUPYTER) --ServerApp.root_dir='$(CURDIR)/.lab' $(LAB)
+
+edit: .venv/.dev
+	@$(JUPYTER) --ServerApp.root_dir='$(CURDIR)' $(LAB)
+
+tidy: .venv/.dev
+	@$(BIN)/nbdev-export
+	@$(BIN)/nbdev-clean
+	@$(BIN)/python .ci/tidy.py
+	@$(BIN)/python .ci/readme.py
 
 bench: export PYTHONWARNINGS = ignore::FutureWarning,ignore::DeprecationWarning
 bench: $(if $(BENCH),.venv/.dev)
 	@$(if $(BENCH),,echo 'There are no benchmarks yet: nbs/bench holds no notebook.')
-	@set -e; for nb in $(BENCH); do echo "$$nb"; $(BIN)/jupyter execute --inplace "$$nb"; $(BIN)/nbdev-clean --fname "$$nb"; done
+	@set -e; for nb in $(BENCH); do echo "$$nb"; $(BIN)/jupyter execute --inplace "$$nb"; $(BIN)/nbdev-clean --fname "$$nb"; $(BIN)/python .ci/tidy.py "$$nb"; done
 
 docs: .venv/.dev
 	@$(BIN)/python .ci/docs.py

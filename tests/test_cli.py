@@ -50,12 +50,12 @@ def test_an_interrupt_says_that_nothing_is_lost(monkeypatch, capsys):
 def test_predict_gets_what_was_asked(monkeypatch, capsys):
     from vision_ft.classify import predict as P
     given = []
-    monkeypatch.setattr(P, 'predict_csv', lambda *args: (given.append(args), (3, 1))[1])
-    assert cli.main('predict run a.jpg b.jpg --out l.csv --tta --model vit --probs --device cpu'.split()) == 0
-    assert given == [('run', ['a.jpg', 'b.jpg'], 'l.csv', True, 'vit', True, 'cpu')]
-    assert '1 could not be read' in capsys.readouterr().out
+    monkeypatch.setattr(P, 'predict_csv', lambda *args, **kwargs: (given.append((args, kwargs)), (3, 1))[1])
+    assert cli.main('predict run a.jpg b.jpg --out l.csv --tta --model vit --probs --device cpu --workers 2'.split()) == 0
+    assert given == [(('run', ['a.jpg', 'b.jpg'], 'l.csv', True, True), dict(model='vit', device='cpu', num_workers=2))]
+    assert '3 of 4 images predicted, see l.csv. 1 cannot be read' in capsys.readouterr().out
     assert cli.main('predict run new --out l.csv'.split()) == 0
-    assert given[1] == ('run', 'new', 'l.csv', False, None, False, None)
+    assert given[1] == (('run', ['new'], 'l.csv', False, False), dict(model=None, device=None, num_workers=None))
 
 def test_predict_without_a_run_is_refused(tmp_path):
     got = run('predict', 'nowhere', 'new', '--out', 'l.csv', cwd=tmp_path)
@@ -73,3 +73,43 @@ def test_plan_gets_what_was_asked(monkeypatch, capsys):
     assert dataclasses.asdict(settings) == dict(
         models='paddy', effective_bs=32, epochs=3, micro_bs='auto', flip=False, views=['plain', 'hflip'], ensemble_weights=None,
         groups='g.csv', holdout=.25, k=4, seed=7, device='16GB', num_workers=2)
+
+def test_kaggle_bundle_gets_what_was_asked(monkeypatch, capsys):
+    import pandas as pd
+    from vision_ft.classify import bundle as B
+    from vision_ft.classify.compete import CompeteSettings
+    given = []
+    monkeypatch.setattr(B, 'bundle', lambda *args: (given.append(args), pd.DataFrame(dict(bytes=[2_000_000])))[1])
+    line = ('kaggle bundle run --out b --user me --competition paddy --slug my-bundle --image i.txt --python 3.13 --wheels w '
+            '--no-gpu --hours 4 --max-gb 2 --epochs 3 --no-flip')
+    assert cli.main(line.split()) == 0
+    wanted = B.BundleSettings(user='me', slug='my-bundle', competition='paddy', image='i.txt', python='3.13', wheels='w', gpu=False, hours=4., max_gb=2.)
+    assert given == [('run', 'b', wanted, CompeteSettings(epochs=3, flip=False))]
+    said = capsys.readouterr().out
+    assert '2.0 MB' in said and 'vision-ft kaggle rehearse b' in said and 'USERNAME' not in said
+    monkeypatch.delenv('KAGGLE_USERNAME', raising=False)
+    assert cli.main('kaggle bundle tiny --out b'.split()) == 0 and given[1] == ('tiny', 'b', B.BundleSettings(), CompeteSettings())
+    assert 'Replace USERNAME' in capsys.readouterr().out
+
+@pytest.mark.parametrize('problems,status', [([], 0), (['it asked for example.org.'], 2)])
+def test_kaggle_rehearse_fails_where_something_would_break(monkeypatch, capsys, problems, status):
+    from pathlib import Path
+    from vision_ft.classify import rehearse as R
+    given = []
+    monkeypatch.setattr(R, 'rehearse', lambda *args: (given.append(args), R.Rehearsal(problems, [], 1., 1., Path('b')))[1])
+    assert cli.main('kaggle rehearse b --data d --time 1m --memory 2GB'.split()) == status
+    assert given == [('b', 'd', '1m', '2GB', None)]
+    said = capsys.readouterr()
+    assert ('Nothing would break' in said.out) == (not problems) and ('example.org' in said.err) == bool(problems)
+
+def test_kaggle_submit_gets_what_was_asked(monkeypatch, capsys):
+    from vision_ft.classify import kaggle as K
+    given = []
+    monkeypatch.setattr(K, 'submit', lambda *args: (given.append(args), 'sent')[1])
+    assert cli.main('kaggle submit s.csv --competition c --message m --last l.csv --dry-run'.split()) == 0
+    assert given == [('s.csv', 'c', 'm', None, None, 'l.csv', True)] and capsys.readouterr().out == 'sent\n'
+
+@pytest.mark.parametrize('lacks', ['--message m', '--competition c'])
+def test_kaggle_submit_needs_competition_and_message(lacks, capsys):
+    with pytest.raises(SystemExit): cli.main(f'kaggle submit s.csv {lacks}'.split())
+    assert 'required' in capsys.readouterr().err

@@ -1,5 +1,5 @@
 "What holds for the repository as a whole: layers, light imports, one place for each fact, sizes"
-import ast, base64, json, re, subprocess, sys
+import ast, base64, importlib, json, re, shlex, shutil, socket, subprocess, sys, time, urllib.error, urllib.request
 from configparser import ConfigParser
 from pathlib import Path
 import pytest, yaml
@@ -15,6 +15,11 @@ each_module = pytest.mark.parametrize('file', files, ids=lambda p: p.stem)
 def module(file): return '.'.join(file.relative_to(root).with_suffix('').parts)
 def cells(nb, kind): return [c for c in json.loads(nb.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == kind]
 def run(*args, **kw): return subprocess.run(args, cwd=root, capture_output=True, text=True, **kw)
+
+def tool(name):
+    "A script of .ci as a module"
+    if (ci := str(root/'.ci')) not in sys.path: sys.path.insert(0, ci)
+    return importlib.import_module(name)
 
 # --- layers
 
@@ -75,6 +80,32 @@ def test_import_is_fast():
         return names['vision_ft']/1e6 # seconds, with all that it imports
     assert min(once() for _ in range(3)) < .3
 
+# --- the front door
+
+def test_names_are_loaded_when_asked_for():
+    code = f'''
+import json, sys, vision_ft
+offered, before = dir(vision_ft), [o for o in {heavy} if o in sys.modules]
+homes = {{n: sys.modules[getattr(vision_ft, n).__module__].__name__ for n in vision_ft.__all__}}
+print(json.dumps(dict(offered=offered, before=before, homes=homes, memory=vision_ft.memory.__name__)))'''
+    got = json.loads(run(sys.executable, '-W', 'error::FutureWarning', '-c', code, check=True).stdout)
+    assert got['before'] == [] and got['memory'] == 'vision_ft.memory'
+    assert {'train', 'tta', 'predict', 'compete', 'GradAccum', 'Preds', 'memory', 'classify'} <= set(got['offered'])
+    assert all(home in layers for home in got['homes'].values()), got['homes']
+
+@pytest.mark.parametrize('name, says', [
+    ('trian', "vision_ft has no 'trian'. Fix: vision_ft.train."),
+    ('out_of_fold', 'Fix: from vision_ft.classify.ensemble import out_of_fold.'),
+    ('xyzzy', 'Fix: one of compete, train,'), ('_repr_html_', "vision_ft has no '_repr_html_'.")])
+def test_a_name_that_is_not_there_says_where_to_look(name, says):
+    import vision_ft
+    with pytest.raises(AttributeError, match=re.escape(says)): getattr(vision_ft, name)
+
+def test_imports_are_quiet():
+    "What fastai says on a recent torch is filtered by its words in vision_ft/__init__.py, there alone"
+    said = run(sys.executable, '-c', 'import vision_ft.classify.compete', check=True).stderr
+    assert 'FutureWarning' not in said, said
+
 # --- one place for each fact
 
 def test_facts_stand_once():
@@ -123,6 +154,26 @@ def test_stored_outputs(nb):
                 v = ''.join(v) if isinstance(v, list) else v
                 size = len(base64.b64decode(v)) if k in ('image/png', 'image/jpeg') else len(v) if k.startswith('image') else 0
                 assert size < 100_000, f'{nb.name} has a figure of {size//1000} kB; 100 kB is the limit: fewer pixels (figsize, dpi)'
+
+mine = [root/'nbs/index.ipynb', root/'nbs/tutorials/road_to_the_top.ipynb']
+
+@pytest.mark.parametrize('nb', mine, ids=lambda p: p.stem)
+def test_tidy(nb):
+    "Hidden cells are folded in JupyterLab, and no progress is stored"
+    old = json.loads(nb.read_text(encoding='utf-8'))
+    assert tool('tidy').tidy(old) == old, f'{nb.name} is not tidy. Fix: make tidy'
+
+def test_tidy_folds_and_forgets_bars():
+    cell = lambda src, *outs: dict(cell_type='code', id=src, source=[src], metadata=dict(jupyter={}), outputs=list(outs))
+    said = lambda name, text: dict(output_type='stream', name=name, text=[text])
+    bar = dict(output_type='display_data', metadata={}, data={'application/vnd.jupyter.widget-view+json': {}, 'text/plain': ['0%']})
+    nb = dict(cells=[cell('#| hide\nx'), cell('#| hide_input\nx'), cell('x', bar, said('stdout', 'x'), said('stderr', '\r 9%|'))],
+              metadata=dict(widgets={}, kernelspec={}))
+    cells = (new := tool('tidy').tidy(nb))['cells']
+    assert [c['metadata'] for c in cells] == [dict(jupyter=dict(source_hidden=True))]*2 + [{}]
+    assert cells[2]['outputs'] == [said('stdout', 'x')] and new['metadata'] == dict(kernelspec={})
+    warned = cell('x', said('stderr', 'a.py:1: FutureWarning: soon gone'))
+    assert tool('tidy').tidy_cell(warned)['outputs'] == warned['outputs'] # seen, so that it is mended
 
 # --- one word for one thing
 
@@ -179,6 +230,18 @@ def test_one_statement_a_line(file):
         lines = [n.lineno for n in block if isinstance(n, ast.stmt)]
         assert len(set(lines)) == len(lines), f'{file.name}: two statements in one of the lines {lines}'
 
+@each_chapter
+def test_exercises_have_folded_solutions(nb):
+    "Two exercises at the end, and a solution of each that opens with a click"
+    end = next(source(c) for c in cells(nb, 'markdown')[::-1] if '**Exercise' in source(c))
+    folds = re.findall(r'<details>\s*<summary>Solution[ \d]*</summary>(.*?)</details>', end, re.S)
+    asked = re.split(r'\*\*Exercise', re.sub(r'<details>.*?</details>', '', end, flags=re.S), maxsplit=1)[1]
+    number = r'(?:^|\()([1-9])[.)]|\*\*Exercise ([1-9])|^s? ([1-9])\.' # 1. or (1) or **Exercise 1.**
+    count = lambda text: len(set(re.findall(number, text, re.M)))
+    assert count(asked) >= 2, f'{nb.name}: {count(asked)} exercises'
+    solved = len(folds) if len(folds) > 1 else count(folds[0]) if folds else 0
+    assert solved >= count(asked), f'{nb.name}: {count(asked)} exercises, {solved} solutions'
+
 # --- the library
 
 @each_module
@@ -193,8 +256,8 @@ def test_exports(file):
 
 def test_in_step_checks_see_changes(root, tmp_path):
     "The checks that `make test` runs first catch a hand-made edit of each of the three"
-    import shutil
-    shutil.copytree(root, tmp_path/'r', ignore=shutil.ignore_patterns('.venv', '.git', '_docs', 'demo', 'runs', 'build', '*.egg-info'))
+
+    shutil.copytree(root, tmp_path/'r', symlinks=True, ignore=shutil.ignore_patterns('.venv', '.git', '.lab', '_docs', 'demo', 'runs', 'build', '*.egg-info'))
     r = tmp_path/'r'
     check = lambda f, *a: subprocess.run([sys.executable, r/'.ci'/f, *a], capture_output=True, text=True)
     assert check('instep.py').returncode == 0 and check('readme.py', '--check').returncode == 0
@@ -230,3 +293,67 @@ def test_files_in_git_are_small(root):
     if got.returncode: pytest.skip('not a git checkout')
     big = [f for f in got.stdout.split('\0') if f and (root/f).exists() and (root/f).stat().st_size > 8*2**20]
     assert not big, f'more than 8 MiB: {big}'
+
+# --- make lab: the chapters to play with
+
+def write_notebook(path, *code, outputs=()):
+    cells = [dict(cell_type='code', id=f'c{i}', source=[s], metadata={}, outputs=list(outputs), execution_count=None) for i, s in enumerate(code)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5)))
+
+def test_the_copy_follows_the_chapter_and_keeps_what_a_reader_wrote(tmp_path):
+    lab, source, copy = tool('lab'), tmp_path/'nbs/a.ipynb', tmp_path/'.lab/a.ipynb'
+    def chapter(*code):
+        "The chapter as the repository has it now, and its copy brought up to date; the version that moved aside"
+        before = lab.fingerprint(source)
+        write_notebook(source, *code)
+        return lab.refresh(source, copy, before)
+    code = lambda p: [''.join(c['source']) for c in json.loads(p.read_text())['cells']]
+    run_it = [dict(output_type='stream', name='stdout', text=['1'])]
+    assert chapter('1') is None and code(copy) == ['1']
+    write_notebook(copy, '1', outputs=run_it) # only run
+    assert chapter('1') is None and 'stdout' in copy.read_text() # nothing new: the outputs stay
+    assert chapter('2') is None and code(copy) == ['2']
+    write_notebook(copy, '2', 'mine')
+    assert chapter('2') is None and code(copy) == ['2', 'mine'] # nothing new: so does the text
+    assert code(chapter('3')) == ['2', 'mine'] and code(copy) == ['3'] # both are there
+    copy.write_text('{"cells": [half')
+    assert chapter('4').read_text() == '{"cells": [half' and code(copy) == ['4']
+    assert len(list(copy.parent.iterdir())) == 3
+
+def test_lab_serves_a_copy(root, tmp_path):
+    "What `make lab` starts opens the index, serves the chapters of the copy, and running one changes no file that git knows"
+    if not shutil.which('make'): pytest.skip('no make')
+    status = lambda: run('git', 'status', '--porcelain').stdout
+    before = status()
+    if run('git', 'rev-parse').returncode: pytest.skip('not a git checkout')
+    assert run('git', 'check-ignore', '.lab/nbs/index.ipynb').returncode == 0
+    assert tool('lab').copy_chapters(tmp_path/'.lab') == []
+    line = next(l for l in run('make', '-n', '-o', '.venv/.dev', 'lab').stdout.splitlines() if 'jupyter lab' in l)
+    program, *args = shlex.split(line.replace(str(root/'.lab'), str(tmp_path/'.lab')))
+    port = free_port()
+    args += ['--no-browser', f'--port={port}', '--ServerApp.port_retries=0', '--IdentityProvider.token=', '--allow-root']
+    with subprocess.Popen([Path(sys.executable).parent/Path(program).name, *args], stderr=subprocess.DEVNULL) as server:
+        try:
+            assert fetch(port, '').endswith('/lab/tree/nbs/index.ipynb')
+            for name in 'nbs/index.ipynb', 'nbs/data/14_images.ipynb', 'CONTRIBUTING.md': fetch(port, f'api/contents/{name}')
+        finally: server.terminate()
+    chapter = tmp_path/'.lab/nbs/classify/19_settings.ipynb'
+    subprocess.run([sys.executable, '-m', 'jupyter', 'execute', '--inplace', chapter], check=True, capture_output=True)
+    assert '"execution_count": 1' in chapter.read_text(encoding='utf-8') and status() == before
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return s.getsockname()[1]
+
+def fetch(port, path, seconds=60):
+    "Where a page of the server leads, once it is up"
+    end = time.time()+seconds
+    while True:
+        try:
+            with urllib.request.urlopen(f'http://127.0.0.1:{port}/{path}') as page: return page.url
+        except urllib.error.HTTPError: raise
+        except OSError:
+            if time.time() > end: raise
+            time.sleep(.2)

@@ -1,10 +1,12 @@
 "Forms of a sample submission, ids as it spells them, and advice that works when it is followed"
-import os, re, shutil, time, warnings
+import json, os, re, shutil, sys, threading, time, warnings
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 import numpy as np, pandas as pd, pytest
 from pandas.testing import assert_frame_equal
 from pathlib import Path
 from PIL import Image
-from vision_ft.classify.kaggle import (asked_classes, label_shares, read_competition, read_sample, spell_ids, submission,
+from vision_ft.classify.kaggle import (asked_classes, check_submission, label_shares, read_competition, read_sample, spell_ids, submission,
                                        submit, write_submission)
 from vision_ft.core import DataError, Preds, SettingsError, VisionFTError
 from vision_ft.data.tables import group_counts, make_split, read_split, save_split, saved_split
@@ -91,16 +93,109 @@ def test_label_shares():
     shares = label_shares(preds, pd.DataFrame(dict(label=['cat', 'dog', 'dog', 'emu'])))
     assert shares.train.tolist() == [.25, .5, .25] and shares.predicted.round(3).tolist() == [.667, .333, 0]
 
+# --- sending it
+
+class Api:
+    "Stands in for Kaggle's client"
+    sent = 0
+    def competition_submit(self, *args, **kw):
+        self.sent += 1
+        return 'Successfully submitted'
+
 def test_an_edited_file_is_not_sent(tmp_path):
-    class Api:
-        def competition_submit(self, *a): return 'sent'
-    comp = read_competition(kaggle(tmp_path))
+    comp, api = read_competition(kaggle(tmp_path)), Api()
     csv = write_submission(preds, tmp_path/'s.csv', comp.sample)
-    assert submit(csv, 'c', 'm', comp.sample, Api()) == 'sent'
     good = pd.read_csv(csv, dtype=str)
-    for bad in (good.rename(columns=dict(id='image')), good[::-1], good[1:], good.assign(label='')):
-        bad.to_csv(csv, index=False)
-        with pytest.raises(DataError, match='write_submission'): submit(csv, 'c', 'm', comp.sample, Api())
+    bad = [good.rename(columns=dict(id='image')), good[::-1], good[1:], good.assign(label=''), good.assign(label=['cow', 'cat', 'dog'])]
+    for table in bad:
+        table.to_csv(csv, index=False)
+        with pytest.raises(DataError, match='write_submission'): submit(csv, 'c', 'm', comp.sample, ['cat', 'dog'], api=api)
+    good.assign(label='cat').to_csv(csv, index=False)
+    with pytest.raises(DataError, match='kaggle competitions submit'): submit(csv, 'c', 'm', comp.sample, ['cat', 'dog'], api=api)
+    assert not api.sent and not list(tmp_path.glob('*.sent.csv'))
+    good.to_csv(csv, index=False)
+    assert 'Not sent' in submit(csv, 'c', 'm', comp.sample, ['cat', 'dog'], dry_run=True, api=api) and not api.sent
+    assert 'Successfully' in submit(csv, 'c', 'm', comp.sample, ['cat', 'dog'], api=api) and api.sent == 1
+
+@pytest.mark.parametrize('head,rows,fine', [
+    ('id,dog', [['.9'], ['.1'], ['0']], True), ('id,dog', [['.2'], ['.1'], ['0']], True), ('id,dog', [['.2'], ['.2'], ['.2']], False),
+    ('id,dog', [['1.2'], ['.1'], ['0']], False), ('id,dog', [['nan'], ['.1'], ['0']], False),
+    ('id,cat,dog', [['.9', '.1'], ['.4', '.6'], ['1', '0']], True), ('id,cat,dog', [['.9', '.1'], ['.6', '.4'], ['1', '0']], False),
+    ('id,cat,dog', [['.9', '.2'], ['.4', '.6'], ['1', '0']], False)])
+def test_probabilities_of_a_submission(tmp_path, head, rows, fine):
+    asked = pd.DataFrame([[i, *['0.5']*len(rows[0])] for i in '123'], columns=head.split(','))
+    pd.DataFrame([[i, *r] for i, r in zip('123', rows)], columns=head.split(',')).to_csv(tmp_path/'s.csv', index=False)
+    labels = ['cat', 'dog']
+    if fine: assert len(check_submission(tmp_path/'s.csv', asked, labels)) == 3
+    else:
+        with pytest.raises(DataError): check_submission(tmp_path/'s.csv', asked, labels)
+
+def test_a_second_submission_is_compared_with_the_first(tmp_path):
+    csv = write_submission(Preds(list('abcd'), ['x', 'y'], [[1, 0], [0, 1], [0, 1], [1, 0]]), tmp_path/'s.csv')
+    assert 'last' not in submit(csv, 'c', 'm', api=Api())
+    assert 'exactly the same' in submit(csv, 'c', 'm', api=Api())
+    write_submission(Preds(list('dcba'), ['x', 'y'], [[1, 0], [0, 1], [0, 1], [0, 1]]), csv)
+    assert '1 of 4 answers differ' in submit(csv, 'c', 'm', dry_run=True, api=Api())
+
+@pytest.fixture
+def kaggle_server(tmp_path, monkeypatch):
+    "Kaggle's own client, talking to a server on this machine; the server's dict says how it answers and what it got"
+    for k, v in dict(KAGGLE_API_ENVIRONMENT='LOCALHOST', KAGGLE_CONFIG_DIR=str(tmp_path/'conf'), KAGGLE_USERNAME='me', KAGGLE_KEY='key').items():
+        monkeypatch.setenv(k, v)
+    monkeypatch.delenv('KAGGLE_API_TOKEN', raising=False)
+    pytest.importorskip('kaggle', reason='the extra kaggle is not installed')
+    from kagglesdk import kaggle_env
+    state = dict(upload=200, submit=200, got=[])
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self, status, body):
+            data = json.dumps(body).encode()
+            self.send_response(status)
+            for k, v in {'Content-Type': 'application/json', 'Content-Length': len(data)}.items(): self.send_header(k, str(v))
+            self.end_headers()
+            self.wfile.write(data)
+        def body(self): return self.rfile.read(int(self.headers.get('Content-Length') or 0))
+        def do_POST(self):
+            name, body = self.path.rsplit('/', 1)[1], json.loads(self.body())
+            state['got'].append((name, body))
+            if name == 'StartSubmissionUpload': return self.answer(200, dict(token='t', createUrl=f'{url}/put'))
+            if state['submit'] != 200: return self.answer(state['submit'], dict(code=state['submit'], message='no such competition'))
+            self.answer(200, dict(message='Successfully submitted to Digits', ref=1))
+        def do_PUT(self):
+            state['got'].append(('upload', self.body().decode()))
+            self.answer(state['upload'], {})
+        def log_message(self, *args): pass
+    server = ThreadingHTTPServer(('localhost', 0), Handler)
+    url = f'http://localhost:{server.server_port}'
+    monkeypatch.setitem(kaggle_env._env_to_endpoint, kaggle_env.KaggleEnv.LOCAL, url)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield state
+    server.shutdown()
+    server.server_close()
+
+def test_kaggles_own_client_sends_the_file(tmp_path, kaggle_server):
+    csv = write_submission(preds, tmp_path/'s.csv')
+    assert submit(csv, 'digits', 'a note').endswith('Kaggle says: Successfully submitted to Digits')
+    names = [n for n, _ in kaggle_server['got']]
+    assert names == ['StartSubmissionUpload', 'upload', 'CreateSubmission']
+    assert kaggle_server['got'][1][1] == csv.read_text() and (tmp_path/'s.sent.csv').exists()
+    assert kaggle_server['got'][2][1] | dict(competitionName='digits', submissionDescription='a note') == kaggle_server['got'][2][1]
+
+def test_a_failed_upload_is_an_error(tmp_path, kaggle_server, capsys):
+    csv = write_submission(preds, tmp_path/'s.csv')
+    kaggle_server['upload'] = 403
+    with pytest.raises(SettingsError, match='(?s)was not sent: Could not submit.*Fix: '): submit(csv, 'digits', 'a note')
+    kaggle_server.update(upload=200, submit=404)
+    with pytest.raises(SettingsError, match='(?s)did not take s.csv: no such competition.*Fix: '): submit(csv, 'digits', 'a note')
+    assert not (tmp_path/'s.sent.csv').exists()
+
+def test_without_a_client_or_credentials(tmp_path, monkeypatch):
+    csv = write_submission(preds, tmp_path/'s.csv')
+    monkeypatch.setitem(sys.modules, 'kaggle.api.kaggle_api_extended', None)
+    with pytest.raises(SettingsError, match=r"pip install 'vision_ft\[kaggle\]'"): submit(csv, 'digits', 'a note')
+    class NoToken:
+        def authenticate(self): sys.exit(1)
+    monkeypatch.setitem(sys.modules, 'kaggle.api.kaggle_api_extended', SimpleNamespace(KaggleApi=NoToken))
+    with pytest.raises(SettingsError, match='KAGGLE_API_TOKEN'): submit(csv, 'digits', 'a note')
 
 # --- ids and blanks
 

@@ -73,6 +73,7 @@ def tar(**files):
             o = tarfile.TarInfo(name.replace('__', '/').replace('UP', '..')); o.size = len(data); t.addfile(o, io.BytesIO(data))
     return out.getvalue()
 
+@pytest.mark.skipif(not hasattr(tarfile, 'data_filter'), reason='this Python cannot check tar files: 3.11.4 and later can')
 def test_a_good_tar_is_unpacked_and_an_evil_one_leaves_nothing(serve, tmp_path):
     got = dataset('good', *serve('good.tar.gz', tar(a__x=b'1', b=b'2')))
     assert (got/'a/x').read_bytes() == b'1' and (got/'b').read_bytes() == b'2'

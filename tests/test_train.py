@@ -158,3 +158,29 @@ def test_a_record_is_made_once(tables, tmp_path, monkeypatch):
     record = T.training_record(*tables, s, 'cpu')
     for _ in range(2): T.train(*tables, s, run=tmp_path/'r', device='cpu', progress=False, record=record)
     assert len(calls) == 1 and Run(tmp_path/'r').info['stages']['train']['settings']['data'] == record['data']
+
+# --- the cache
+
+def test_a_cache_changes_nothing_but_time(tables, tmp_path):
+    plain = fit(tables, item='crop 48', run=tmp_path/'plain', micro_bs=8)
+    for name in ('fills', 'reads'):
+        cached = fit(tables, item='crop 48', run=tmp_path/name, micro_bs=8, cache=tmp_path/'cache')
+        assert same(plain, cached) and plain.history.valid_loss.tolist() == cached.history.valid_loss.tolist()
+    prints = {Run(tmp_path/n).info['stages']['train']['fingerprint'] for n in ('plain', 'fills', 'reads')}
+    assert len(prints) == 1 and len(list(tmp_path.glob('cache/*/*'))) == 60
+
+def test_a_training_that_only_predicts_needs_no_table_and_writes_nothing(tables, tmp_path, monkeypatch):
+    done = fit(tables, run=tmp_path/'r')
+    there = sorted(tmp_path.rglob('*'))
+    monkeypatch.setattr(Image.Image, 'save', lambda *a, **kw: pytest.fail('an image was written'))
+    learn = T.load_trained(tmp_path/'r', device='cpu').learn
+    paths = tables[1].path.tolist()
+    with learn.no_bar(), done.learn.no_bar():
+        got, want = (l.get_preds(dl=l.dls.test_dl(paths))[0] for l in (learn, done.learn))
+    assert torch.equal(got, want) and list(learn.dls.vocab) == list(done.learn.dls.vocab) and sorted(tmp_path.rglob('*')) == there
+
+def test_an_image_that_cannot_be_read_is_named(tables, tmp_path):
+    train, valid = (t.copy() for t in tables)
+    (tmp_path/'broken.jpg').write_bytes(b'not an image')
+    train.loc[3, 'path'] = str(tmp_path/'broken.jpg')
+    with pytest.raises(DataError, match='broken.jpg cannot be read(.|\n)*Fix: '): fit((train, valid))

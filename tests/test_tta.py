@@ -117,6 +117,22 @@ def test_workers_order_and_batches_do_not_matter(trained):
     for b in (run(table[::-1]), run(table, bs=7), run(table, bs=1)): assert abs(b.align(a).probs-a.probs).max() < 1e-5
     assert abs(run(table, seed=1).probs-a.probs).max() > 1e-6
 
+def test_a_run_reads_no_more_than_it_needs_and_names_what_it_cannot_read(trained, tmp_path):
+    "A Learner of `train`: reading size, a cache that changes no bit, errors in workers"
+    from vision_ft.classify.train import _learner
+    from vision_ft.classify.settings import TrainSettings
+    table, s = trained[0], TrainSettings('test_convnext', size=32, item='squish 96', vocab=[str(i) for i in range(10)])
+    rows = table.assign(label=[str(i%10) for i in range(len(table))])
+    plain, cached = (_learner(rows, rows, s, 'cpu', 0, 16, cache=c) for c in (None, tmp_path/'cache'))
+    assert next(iter(T._LearnerReader(T.ModelSpec(plain), table)))[1].shape[1:] == (3, 48, 48)
+    want = T.tta(plain, table, progress=False)
+    for workers in (0, 0, 2): assert np.array_equal(T.tta(cached, table, num_workers=workers, progress=False).probs, want.probs)
+    (tmp_path/'broken.jpg').write_bytes(b'no image')
+    for workers in (0, 1):
+        with pytest.raises(DataError, match='broken.jpg cannot be read') as e:
+            T.tta(plain, [*table.path, tmp_path/'broken.jpg'], num_workers=workers, progress=False)
+        assert 'Traceback' not in str(e.value)
+
 def test_views_look_where_the_plain_one_looks(trained):
     "At validation fastai cuts a 48x40 item to a square and squeezes that: a mirror image of it must come out of the matrix too"
     table, _, learn = trained
@@ -353,12 +369,26 @@ def test_learners_that_read_no_single_image(photos):
 @pytest.mark.parametrize('change,says', [
     (lambda t: t.drop(columns='path'), 'no column path'), (lambda t: t[['label']], 'no column id and no path'), (lambda t: t[:0], 'no images'),
     (lambda t: pd.concat([t, t]), '15 ids come more than once'), (lambda t: t.assign(path='nowhere.png'), '15 of 15 files do not exist'),
-    (lambda t: t.assign(path=[None, *t.path[1:]]), '1 of 15 files do not exist'), (lambda t: [], 'no images'), (lambda t: [1, 2], 'list names no files'),
+    (lambda t: t.assign(path=[None, *t.path[1:]]), '1 of 15 files do not exist'), (lambda t: [], 'no images'), (lambda t: 'new/*.jpg', 'no file is named like new'), (lambda t: Image.new('RGB', (9, 9)), 'Image names no files'), (lambda t: {'a': 1}, 'dict names no files'), (lambda t: [1, 2], 'list names no files'),
     (lambda t: DataLoader(pics), 'DataLoader names no files'), (lambda t: t.path.tolist()*2, 'more than once')])
 def test_tables_that_do_not_fit(photos, change, says, monkeypatch):
     learn, images = learner(block(photos)), change(photos[2])
     no_reading(monkeypatch)
     with pytest.raises(DataError, match=says): T.tta(learn, images, progress=False)
+
+def test_images_may_be_named_in_any_way(photos, tmp_path, monkeypatch):
+    root, files, table, _ = photos
+    monkeypatch.setenv('HOME', str(root))
+    ways = [root/'train', str(root/'train'), '~/train', [root/'train'], [root/'train'/c for c in 'abc'], root/'train'/'*'/'*.png', str(root/'train'/'**'/'*.png'),
+            files, tuple(map(str, files)), pd.Series(table.path), np.array(table.path), (f for f in files), iter(files), [*files[:5], root/'train'/'b', root/'train'/'c*'/'*']]
+    for images in ways: assert T.image_table(images).path.tolist() == table.path.tolist()
+    assert T.image_table(root/'train').id.tolist() == table.id.tolist()
+    odd = root/'train'/'a'/'[1]*.png'
+    odd.write_bytes(files[0].read_bytes())
+    try: assert T.image_table(odd).path.tolist() == [str(odd)] # a file of that name is no pattern
+    finally: odd.unlink()
+    learn = learner(block(photos))
+    for images in ([files[0]], files[0], str(files[0])): assert len(T.tta(learn, images, progress=False)) == 1
 
 @pytest.mark.parametrize('num_workers', [0, 2])
 def test_an_unreadable_file_is_named(photos, tmp_path, num_workers):

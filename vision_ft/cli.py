@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['parse_ensemble_weights', 'add_compete', 'run_compete', 'closing_words', 'add_demo', 'run_demo', 'add_predict',
-           'run_predict', 'add_plan', 'run_plan', 'parser', 'leave_a_core', 'main']
+           'run_predict', 'add_plan', 'run_plan', 'add_bundle', 'run_bundle', 'add_rehearse', 'run_rehearse',
+           'add_submit', 'run_submit', 'add_kaggle', 'parser', 'leave_a_core', 'main']
 
 # %% ../nbs/90_cli.ipynb #b7106700
 import argparse, os, sys, warnings
@@ -97,29 +98,31 @@ def add_predict(
     commands # what `add_subparsers` of argparse returned
 ):
     "`vision-ft predict`"
+    says = ('Label new images with a finished run. Columns of the CSV file: file, label, '
+            'confidence, runner_up, runner_up_confidence, error (why a file cannot be read).')
     example = 'example: vision-ft predict run new_images --out labels.csv --tta'
     command = commands.add_parser('predict', help='label new images with a finished run',
-                                  epilog=example)
+                                  description=says, epilog=example)
     command.set_defaults(run=run_predict)
     add = command.add_argument
     add('folder', metavar='run', help='folder of a finished `compete`, or of one training')
-    add('images', nargs='+', help="a folder, files, or a quoted pattern such as 'new/*.jpg'")
-    add('--out', required=True, help='CSV file to write')
+    add('images', nargs='+', help="folders, files, or a quoted pattern such as 'new/*.jpg'")
+    add('--out', required=True, help='CSV file to write; replaces one that is there')
     add('--tta', action='store_true', help="average the run's views of each image")
     add('--model', help='one model instead of the ensemble')
-    add('--probs', action='store_true', help='a column for the probability of each class')
+    add('--probs', action='store_true', help='a column p(CLASS) for each class')
     add('--device', help='cuda, mps or cpu; default: the best there is')
+    add('--workers', type=int, help='processes that decode images')
 
 def run_predict(
     args:argparse.Namespace # of `parser`
 )->str:                     # what to print
     "Do what `vision-ft predict` was asked for"
     from vision_ft.classify.predict import predict_csv
-    images = args.images[0] if len(args.images) == 1 else args.images
-    good, bad = predict_csv(args.folder, images, args.out, args.tta, args.model, args.probs,
-                            args.device)
-    unread = f' {bad} could not be read; the column error says why.' if bad else ''
-    return f'{good} images predicted, see {args.out}.{unread}'
+    good, bad = predict_csv(args.folder, args.images, args.out, args.tta, args.probs,
+                            model=args.model, device=args.device, num_workers=args.workers)
+    said = f'{good} of {good+bad} images predicted, see {args.out}.'
+    return f'{said} {bad} cannot be read: the column error says why.' if bad else said
 
 # %% ../nbs/90_cli.ipynb #27c00002
 def add_plan(
@@ -161,6 +164,108 @@ def run_plan(
     return str(plan(args.data, args.out, CompeteSettings(**s), args.budget, args.error,
                     args.seconds))
 
+# %% ../nbs/90_cli.ipynb #9000a002
+def add_bundle(
+    kinds # what `add_subparsers` of argparse returned
+):
+    "`vision-ft kaggle bundle`"
+    example = 'example: vision-ft kaggle bundle run --out bundle --user me --competition paddy'
+    command = kinds.add_parser('bundle', help='pack what a session without network needs',
+                               epilog=example)
+    command.set_defaults(run=run_bundle)
+    add = command.add_argument
+    add('source', help='folder of a finished run, a preset, or a CSV table of models')
+    add('--out', required=True, help='folder to make')
+    add('--user', help='your name at Kaggle; default: $KAGGLE_USERNAME')
+    add('--competition', help='its short name')
+    add('--slug', default='vision-ft-bundle', help='short name of the data set')
+    add('--image', help="file of `pip freeze` in a notebook there; default: the list that ships")
+    add('--python', default='3.12', help='of that image; default: 3.12')
+    add('--wheels', help='folder of wheels that are taken first')
+    add('--no-gpu', action='store_true', help='the notebook asks for none')
+    add('--hours', type=float, default=8.5, help='until the submission is written; default: 8.5')
+    add('--max-gb', type=float, default=20., help='a larger bundle is refused; default: 20')
+    add('--epochs', type=int, help='instead of those in the table of models')
+    add('--no-flip', action='store_true', help='a mirror image means something else: digits')
+
+def run_bundle(
+    args:argparse.Namespace # of `parser`
+)->str:                     # what to print
+    "Do what `vision-ft kaggle bundle` was asked for"
+    from vision_ft.classify.bundle import BundleSettings, bundle
+    from vision_ft.classify.compete import CompeteSettings
+    same = ('user', 'competition', 'slug', 'image', 'python', 'wheels', 'hours', 'max_gb')
+    s = BundleSettings(gpu=not args.no_gpu, **{k: getattr(args, k) for k in same})
+    compete = CompeteSettings(epochs=args.epochs, flip=not args.no_flip)
+    files = bundle(args.source, args.out, s, compete)
+    name = '' if s.owner != 'USERNAME' else 'Replace USERNAME in both metadata files, or --user.\n'
+    return (f'{len(files)} files, {files.bytes.sum()/1e6:.1f} MB in {args.out}.\n{name}'
+            f'try it    vision-ft kaggle rehearse {args.out}\n'
+            f'data set  kaggle datasets create -p {args.out}/dataset --dir-mode zip\n'
+            f'notebook  kaggle kernels push -p {args.out}/notebook')
+
+# %% ../nbs/90_cli.ipynb #9000a004
+def add_rehearse(
+    kinds # what `add_subparsers` of argparse returned
+):
+    "`vision-ft kaggle rehearse`"
+    example = 'example: vision-ft kaggle rehearse bundle --data paddy --time 30m'
+    command = kinds.add_parser('rehearse', help="run a bundle's notebook as Kaggle would",
+                               epilog=example)
+    command.set_defaults(run=run_rehearse)
+    add = command.add_argument
+    add('folder', help='a bundle')
+    add('--data', help='stands for the competition; default: handwritten digits')
+    add('--time', default='10m', help='limit, such as 90s, 10m, 9h; default: 10m')
+    add('--memory', default='13GB', help='limit, such as 13GB; default: 13GB')
+    add('--image', help="file of `pip freeze` in a notebook there; default: the list that ships")
+
+def run_rehearse(
+    args:argparse.Namespace # of `parser`
+)->str:                     # what to print
+    "Do what `vision-ft kaggle rehearse` was asked for; an error if something would break"
+    from vision_ft.classify.rehearse import rehearse
+    found = rehearse(args.folder, args.data, args.time, args.memory, args.image)
+    if found.problems: raise VisionFTError(str(found))
+    return str(found)
+
+# %% ../nbs/90_cli.ipynb #9000a006
+def add_submit(
+    kinds # what `add_subparsers` of argparse returned
+):
+    "`vision-ft kaggle submit`"
+    example = "example: vision-ft kaggle submit run/submission.csv --competition paddy --message v1"
+    command = kinds.add_parser('submit', help='check a submission and send it', epilog=example)
+    command.set_defaults(run=run_submit)
+    add = command.add_argument
+    add('csv', help='submission.csv')
+    add('--competition', required=True, help='its short name')
+    add('--message', required=True, help='a note that will stand beside the score')
+    add('--data', help='its folder: ids, order and labels are compared with it')
+    add('--last', help='CSV that was sent before; default: the copy that was kept beside it')
+    add('--dry-run', action='store_true', help='check only')
+
+def run_submit(
+    args:argparse.Namespace # of `parser`
+)->str:                     # what to print
+    "Do what `vision-ft kaggle submit` was asked for"
+    from vision_ft.classify.kaggle import read_competition, submit
+    comp = read_competition(args.data) if args.data else None
+    sample = comp and comp.sample
+    labels = None if comp is None else sorted(set(comp.train.label))
+    return submit(args.csv, args.competition, args.message, sample, labels, args.last,
+                  args.dry_run)
+
+# %% ../nbs/90_cli.ipynb #9000a007
+def add_kaggle(
+    commands # what `add_subparsers` of argparse returned
+):
+    "`vision-ft kaggle`, with commands of its own"
+    says = 'a bundle for a session without network, its rehearsal, a submission'
+    command = commands.add_parser('kaggle', help=says)
+    kinds = command.add_subparsers(dest='kind', required=True, metavar='COMMAND')
+    for add in (add_bundle, add_rehearse, add_submit): add(kinds)
+
 # %% ../nbs/90_cli.ipynb #cbf2212e
 def parser()->argparse.ArgumentParser:
     "The arguments of `vision-ft`; each command brings the function that does it, as `run`"
@@ -171,6 +276,7 @@ def parser()->argparse.ArgumentParser:
     add_plan(commands)
     add_compete(commands)
     add_predict(commands)
+    add_kaggle(commands)
     return p
 
 # %% ../nbs/90_cli.ipynb #6ef75bda

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['asked_classes', 'submission', 'write_submission', 'spell_ids', 'read_sample', 'Competition', 'read_kaggle',
-           'read_competition', 'label_shares', 'submit']
+           'read_competition', 'label_shares', 'predicted_labels', 'check_submission', 'compare_submissions', 'submit']
 
 # %% ../../nbs/classify/23_kaggle.ipynb #433f6ae0
 import warnings
@@ -258,6 +258,79 @@ def label_shares(
     shares = [o.value_counts(normalize=True) for o in (train.label, pd.Series(preds.labels))]
     return pd.concat(shares, axis=1, keys=['train', 'predicted']).fillna(0.).sort_index()
 
+# %% ../../nbs/classify/23_kaggle.ipynb #23b00002
+_REWRITE = 'write it again with `write_submission`.'
+
+def _check_form(s, sample, name):
+    "Refuse other columns or ids than those of the sample, and empty cells"
+    if list(s.columns) != list(sample.columns):
+        wrong = f'columns are {list(s.columns)}, in the sample {list(sample.columns)}.'
+        raise DataError(wrong, _REWRITE)
+    ids, wanted = s.iloc[:, 0].tolist(), sample.iloc[:, 0].tolist()
+    if sorted(ids) != sorted(wanted):
+        raise DataError(f'the ids of {name} are not those of the sample.', _REWRITE)
+    if ids != wanted:
+        raise DataError(f'the ids of {name} are not in the order of the sample.', _REWRITE)
+    if (s == '').any(axis=None):
+        raise DataError(f'{name} has empty cells.', _REWRITE)
+
+def _check_probabilities(cells, name):
+    "Refuse cells outside [0,1], and rows with a column a class that do not sum to 1"
+    p = cells.apply(pd.to_numeric, errors='coerce')
+    inside = p.apply(lambda c: c.between(0, 1)).all(axis=1)
+    sums_to_1 = (p.sum(axis=1)-1).abs() < 1e-3
+    good = inside & sums_to_1 if p.shape[1] > 1 else inside
+    if good.all(): return
+    row = cells[~good].iloc[0].tolist()
+    raise DataError(f'{name} has {(~good).sum()} rows that are no probabilities, such as {row}.',
+                    f'cells lie in [0,1], and rows of all classes sum to 1; {_REWRITE}')
+
+# %% ../../nbs/classify/23_kaggle.ipynb #23b00003
+def predicted_labels(
+    submission # DataFrame of text: ids, then labels, one probability, or a column for each class
+)->pd.Series: # id → label; where probabilities are asked for, the class, or which side of 0.5
+    "What a submission says of each image, in a word"
+    cells = submission.iloc[:, 1:]
+    p = cells.apply(pd.to_numeric, errors='coerce')
+    said, p_are_labels = cells.iloc[:, 0], p.isna().any(axis=None) or (p % 1 == 0).all(axis=None)
+    if cells.shape[1] > 1: said = p.idxmax(axis=1)
+    elif not p_are_labels: said = p.iloc[:, 0].gt(.5).astype(str)
+    return pd.Series(said.to_numpy(), index=submission.iloc[:, 0])
+
+def check_submission(
+    csv,         # submission.csv
+    sample=None, # sample submission, a DataFrame of text; None: its form is not compared
+    labels=None  # of the training images; None: cells are not compared with them
+)->pd.DataFrame: # what the file holds, as text
+    "Read a submission, and refuse one that Kaggle would reject or score as nonsense"
+    s, name = read_text(csv), Path(csv).name
+    _check_form(s, s if sample is None else sample, name)
+    if twice := s.iloc[:, 0].duplicated().sum():
+        raise DataError(f'{name} has {twice} duplicate ids.', _REWRITE)
+    asked = list(s.columns[1:]) if s.shape[1] > 2 else []
+    if labels is not None: asked = asked_classes(s if sample is None else sample, labels)
+    if asked: _check_probabilities(s.iloc[:, 1:], name)
+    elif labels is not None and (strange := sorted({*s.iloc[:, 1]}-{*labels})):
+        raise DataError(f'{name} has labels that no training image has: {strange[:5]}.', _REWRITE)
+    said = s.iloc[:, 1] if s.shape[1] == 2 else predicted_labels(s)
+    if len(s) > 1 and said.nunique() == 1:
+        raise DataError(f'{name} says the same of all {len(s)} images.',
+                        'look at the training; if it is meant, send it by hand: '
+                        'kaggle competitions submit -f FILE -c COMPETITION -m MESSAGE.')
+    return s
+
+# %% ../../nbs/classify/23_kaggle.ipynb #23b00008
+def compare_submissions(
+    new, # DataFrame of text: a submission
+    old  # likewise, an earlier one
+)->str:
+    "How many answers differ between two submissions, in a sentence"
+    a, b = predicted_labels(new), predicted_labels(old)
+    if set(a.index) != set(b.index): return 'The last submission had other ids.'
+    n = int((a != b[a.index]).sum())
+    if not n and new.equals(old): return 'The last submission said exactly the same.'
+    return f'{n} of {len(a)} answers differ from the last submission.'
+
 # %% ../../nbs/classify/23_kaggle.ipynb #88e8a31e
 def _kaggle_api():
     "Kaggle's client, logged in"
@@ -267,25 +340,43 @@ def _kaggle_api():
         raise SettingsError('there is no kaggle client.',
                             "pip install 'vision_ft[kaggle]'.") from None
     api = KaggleApi()
-    api.authenticate()
+    try: api.authenticate()
+    except SystemExit: # how the client says that it found no token
+        raise SettingsError('the kaggle client has no credentials.',
+                            'set KAGGLE_API_TOKEN, or KAGGLE_USERNAME and KAGGLE_KEY.') from None
     return api
+
+def _send(api, csv, message, competition):
+    "What the client answers; an error where it did not send"
+    fix = 'check the short name, that you have joined the competition, and your credentials.'
+    try: answer = api.competition_submit(str(csv), message, competition, quiet=True)
+    except Exception as e: # of the client's own HTTP library
+        raise SettingsError(f'Kaggle did not take {csv.name}: {e}.', fix) from e
+    says = str(getattr(answer, 'message', answer))
+    if not says.startswith('Could not'): return says
+    raise SettingsError(f'{csv.name} was not sent: {says}.', 'try again: the upload failed.')
 
 # %% ../../nbs/classify/23_kaggle.ipynb #23a00014
 def submit(
-    csv,         # submission.csv
-    competition, # its short name, such as 'paddy-disease-classification'
-    message,     # a note that will stand beside the score
-    sample=None, # sample submission to compare with, a table
-    api=None     # a kaggle API client; None: one that is logged in
-):               # the client's answer
-    "Upload a submission to Kaggle"
-    s = read_text(csv)
-    fix = 'write it again with `write_submission`.'
-    if sample is not None and list(s.columns) != list(sample.columns):
-        raise DataError(
-            f'columns are {list(s.columns)}, in the sample {list(sample.columns)}.', fix)
-    if sample is not None and s.iloc[:, 0].tolist() != sample.iloc[:, 0].tolist():
-        raise DataError(f'the ids of {csv} are not those of the sample.', fix)
-    if (s == '').any(axis=None):
-        raise DataError(f'{csv} has empty cells.', fix)
-    return (api or _kaggle_api()).competition_submit(str(csv), message, competition)
+    csv,             # submission.csv
+    competition:str, # its short name, such as 'paddy-disease-classification'
+    message:str,     # a note that will stand beside the score
+    sample=None,     # sample submission to compare with, a DataFrame of text
+    labels=None,     # of the training images
+    last=None,       # CSV that was sent before; None for the copy that `submit` kept beside `csv`
+    dry_run:bool=False, # whether to check only
+    api=None         # a kaggle API client; None: one that is logged in
+)->str:              # what was sent, and what the client answered
+    "Check a submission, upload it to Kaggle, and keep a copy for the next comparison"
+    for name, said in dict(competition=competition, message=message).items():
+        if not str(said or '').strip():
+            raise SettingsError(f'there is no {name}.', f'pass {name}=…, or --{name}.')
+    csv, new = Path(csv), check_submission(csv, sample, labels)
+    kept = csv.with_suffix('.sent.csv')
+    if last is None and kept.exists(): last = kept
+    news = '' if last is None else f' {compare_submissions(new, read_text(last))}'
+    about = f'{csv.name} with {len(new)} rows to {competition}: {message}.{news}'
+    if dry_run: return f'Not sent, as asked: {about}'
+    says = _send(api or _kaggle_api(), csv, message, competition)
+    with atomic_path(kept) as tmp: new.to_csv(tmp, index=False)
+    return f'Sent {about} Kaggle says: {says}'

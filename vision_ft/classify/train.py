@@ -13,16 +13,13 @@ from functools import partial
 from math import ceil, log
 from pathlib import Path
 import pandas as pd, torch
-from PIL import Image
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
-from fastai.data.block import CategoryBlock, DataBlock
-from fastai.data.transforms import ColReader, ColSplitter, Normalize
+from fastai.data.block import CategoryBlock, DataBlock, TransformBlock
+from fastai.data.transforms import ColReader, ColSplitter, IntToFloatTensor, Normalize
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import error_rate
-from fastai.vision.augment import aug_transforms
-from fastai.vision.data import ImageBlock
 import fastai.callback.schedule, fastai.callback.progress # for Learner.fit_one_cycle and no_bar
 from fastcore.meta import delegates
 from ..core import DataError, SettingsError, pick_device, set_seed
@@ -31,7 +28,7 @@ from ..memory import free_memory, track_memory
 from ..accum import GradAccum, History, StepBar, halve_on_oom
 from ..planning import BudgetError, plan_micro_bs
 from ..runs import Run, data_id, pretrained_id
-from ..data.images import Upright, item_tfm
+from ..data.images import ReadImage, augmentations, item_tfm
 from .settings import TrainSettings, read_settings
 
 # %% ../../nbs/classify/20_train.ipynb #ae614886
@@ -44,16 +41,18 @@ def dataloaders(
     bs:int=64,              # images in a (micro-)batch
     stats=IMAGENET_STATS,   # (mean, std) of the channels in [0,1], to normalise with
     device='cpu',           # where batches are put and augmented
-    num_workers:int=None    # processes that decode; None for none on a CPU, up to 8 otherwise
+    num_workers:int=None,   # processes that decode; None for none on a CPU, up to 8 otherwise
+    cache=None              # folder that keeps what was read; None to read files each time
 ):
     "fastai DataLoaders over two tables, the training one shuffled, nothing dropped"
+    s = settings
     both = pd.concat([train.assign(is_valid=False), valid.assign(is_valid=True)], ignore_index=True)
     both['label'] = both.label.astype(str)
-    batch_tfms = aug_transforms(size=settings.size, min_scale=.75, do_flip=settings.flip)
-    blocks = ImageBlock(Upright), CategoryBlock(vocab=settings.vocab or sorted(both.label.unique()))
-    block = DataBlock(blocks, get_x=ColReader('path'), get_y=ColReader('label'),
-                      splitter=ColSplitter('is_valid'), item_tfms=item_tfm(settings.item),
-                      batch_tfms=[*batch_tfms, Normalize.from_stats(*stats)])
+    images = TransformBlock(ReadImage(s.item, s.size, cache), batch_tfms=IntToFloatTensor)
+    labels = CategoryBlock(vocab=s.vocab or sorted(both.label.unique()))
+    block = DataBlock((images, labels), get_x=ColReader('path'), get_y=ColReader('label'),
+                      splitter=ColSplitter('is_valid'), item_tfms=item_tfm(s.item, s.size),
+                      batch_tfms=[*augmentations(s.size, s.flip), Normalize.from_stats(*stats)])
     if num_workers is None: num_workers = 0 if device == 'cpu' else min(8, os.cpu_count())
     return block.dataloaders(both, bs=bs, val_bs=2*bs, drop_last=False, device=torch.device(device),
                              num_workers=num_workers)
@@ -110,11 +109,12 @@ def training_record(
                 device=pick_device(device).split(':')[0], data=data_id(train, valid))
 
 # %% ../../nbs/classify/20_train.ipynb #d13ad234
-def _learner(train, valid, s, device, num_workers, micro_bs, path=None):
+def _learner(train, valid, s, device, num_workers, micro_bs, path=None, cache=None):
     "Learner for the settings `s`; random weights, batches and crops follow from its seed"
     set_seed(s.seed)
     model = make_model(s.arch, len(s.vocab), pretrained=s.pretrained, size=s.size, **s.model_args)
-    dls = dataloaders(train, valid, s, micro_bs, norm_stats(model), device, num_workers)
+    dls = dataloaders(train, valid, s, micro_bs, norm_stats(model), device, num_workers,
+                      cache)
     amp = [MixedPrecision()] if device.startswith('cuda') else []
     # fastai's path is where lr_find parks the weights: never the working folder
     return Learner(dls, model.to(device), loss_func=CrossEntropyLossFlat(), metrics=error_rate,
@@ -172,10 +172,10 @@ def _check_finite(history, lr):
     raise SettingsError(wrong, f'lower lr (it was {lr}).')
 
 # %% ../../nbs/classify/20_train.ipynb #c20a0020
-def _fit(train, valid, s, device, num_workers, bar, path, micro_bs):
+def _fit(train, valid, s, device, num_workers, bar, path, cache, micro_bs):
     "A whole training from its seed; `bar` is the text of the progress bar, or empty for none"
     start, history = time.perf_counter(), History()
-    learn = _learner(train, valid, s, device, num_workers, micro_bs, path)
+    learn = _learner(train, valid, s, device, num_workers, micro_bs, path, cache)
     watch = [history, FirstLoss(len(s.vocab))] + ([StepBar(bar)] if bar else [])
     free_memory() # else what an earlier training left is used again unseen
     with track_memory(device) as memory, learn.no_bar(), learn.no_logging(), learn.added_cbs(watch):
@@ -211,28 +211,26 @@ def _keep(run, trained):
     return dict(error=float(trained.history.error_rate.iloc[-1]), steps=trained.steps,
                 seconds=round(trained.seconds, 2), memory=trained.memory, micro_bs=trained.micro_bs)
 
-def _blank_table(folder, vocab):
-    "A table of one blank image, for a Learner that is only to predict"
-    path = Path(folder)/'blank.png'
-    Image.new('RGB', (8, 8)).save(path)
-    return pd.DataFrame(dict(id=['blank'], label=vocab[:1], path=[str(path)]))
+def _blank_table(vocab):
+    "A table of a blank image without a file, for a Learner that is only to predict"
+    return pd.DataFrame(dict(id=['blank'], label=vocab[:1], path=[None]))
 
 def load_trained(
     run:Run,                 # the run of a finished training, or its folder
     train:pd.DataFrame=None, # the training images it had; None to predict only
     valid:pd.DataFrame=None, # the validation images it had; None to predict only
     device:str=None,         # 'cuda', 'mps', 'cpu'; None for the best there is
-    num_workers:int=None     # processes that decode, as for `dataloaders`
+    num_workers:int=None,    # processes that decode, as for `dataloaders`
+    cache=None               # folder that keeps what was read, as for `dataloaders`
 )->Trained:
     "A finished training read back from its folder"
     run = Run(getattr(run, 'path', run))
     facts, kept = run.facts('train'), run.info['stages']['train']['settings']
     given = {f.name: kept[f.name] for f in fields(TrainSettings)}
     s = TrainSettings(**{**given, 'pretrained': run.path/'checkpoints'/'model.safetensors'})
-    how = pick_device(device), num_workers, facts['micro_bs'], run.path
-    with tempfile.TemporaryDirectory() as tmp:
-        if train is None: train = valid = _blank_table(tmp, s.vocab)
-        learn = _learner(train, valid, s, *how)
+    if train is None: train = valid = _blank_table(s.vocab)
+    learn = _learner(train, valid, s, pick_device(device), num_workers, facts['micro_bs'],
+                     run.path, cache)
     return Trained(learn, run.history, facts['memory'], facts['seconds'], facts['micro_bs'])
 
 # %% ../../nbs/classify/20_train.ipynb #cd8b82ff
@@ -245,6 +243,7 @@ def train(
     device:str=None,     # 'cuda', 'mps', 'cpu'; None for the best there is
     num_workers:int=None,# processes that decode; None for none on a CPU; decides the crops
     progress:bool=True,  # whether to show a bar
+    cache=None,          # folder that keeps what was read, for the next epoch and other trainings
     record:dict=None,    # what `training_record` returned for these, if it is known already
     **kwargs
 )->Trained:
@@ -253,10 +252,10 @@ def train(
     record = record or training_record(train, valid, s, device)
     run = None if run is None else Run(getattr(run, 'path', run))
     if run and run.is_done('train', record):
-        return load_trained(run, train, valid, device, num_workers)
+        return load_trained(run, train, valid, device, num_workers, cache)
     s = replace(s, vocab=record['vocab'], finetune=record['finetune'])
     bar = (run.name if run else s.arch) if progress else ''
-    fit = partial(_fit, train, valid, s, device, num_workers, bar, run and run.path)
+    fit = partial(_fit, train, valid, s, device, num_workers, bar, run and run.path, cache)
     micro_bs = planned_micro_bs(s, len(s.vocab), device)
     if run is None: return halve_on_oom(fit, micro_bs)
     with run.stage('train', record) as facts:

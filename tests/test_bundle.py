@@ -1,0 +1,200 @@
+"A bundle is whole and for Kaggle, refusals leave nothing, and a session's time costs models, not the submission"
+import base64, dataclasses, hashlib, json, signal, subprocess, sys, time, zipfile
+from pathlib import Path
+import pandas as pd, pytest
+from vision_ft.classify import bundle as B
+from vision_ft.classify.bundle import (bundle, check_files, collect_wheels, missing_packages, read_bundle, read_image, run_until, time_limit,
+                                       without_models, write_wheel)
+from vision_ft.classify.compete import CompeteSettings, prepare
+from vision_ft.classify.settings import read_models, row_settings
+from vision_ft.core import DataError, PretrainedError, SettingsError
+from vision_ft.models import make_model, save_checkpoint
+from vision_ft.runs import Run
+from vision_ft.samples import digits
+from test_kaggle import kaggle_server
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory): return digits(tmp_path_factory.mktemp('data')/'digits')
+
+# --- wheels
+
+def test_our_wheel_is_whole(root, tmp_path):
+    "Every file of the package that git knows is in it, RECORD names each with its hash, and pip takes it without network"
+    wheel = write_wheel('vision_ft', tmp_path)
+    with zipfile.ZipFile(wheel) as z:
+        held = {n: z.read(n) for n in z.namelist()}
+    record = next(v for k, v in held.items() if k.endswith('.dist-info/RECORD')).decode().splitlines()
+    hashes = dict(line.rsplit(',', 2)[:2] for line in record)
+    assert hashes.keys() == held.keys()
+    for name, said in hashes.items():
+        digest = base64.urlsafe_b64encode(hashlib.sha256(held[name]).digest()).rstrip(b'=').decode()
+        assert not said or said == f'sha256={digest}', name
+    known = subprocess.run(['git', 'ls-files', 'vision_ft', 'data'], cwd=root, capture_output=True, text=True)
+    if known.returncode: pytest.skip('not a git checkout')
+    wanted = {f if f.startswith('vision_ft') else f'vision_ft/assets/{f[5:]}' for f in known.stdout.split()}
+    assert wanted <= held.keys() and not any('.pyc' in n for n in held)
+    subprocess.run([sys.executable, '-m', 'pip', 'install', '-q', '--no-index', '--no-deps', '--target', tmp_path/'site', wheel], check=True)
+    found = subprocess.run([sys.executable, '-c', 'import vision_ft.core as c; print(c.__file__, c.asset("presets", "tiny.csv"))'], cwd=tmp_path,
+                           env={'PYTHONPATH': str(tmp_path/'site')}, capture_output=True, text=True, check=True).stdout.split()
+    assert all(f.startswith(str(tmp_path)) for f in found)
+
+def test_only_what_the_image_lacks_and_its_requirements(monkeypatch):
+    needs = dict(vision_ft=['a>=2', 'b', 'c; python_version<"3.10"', 'torch>=2'], a=['d>1', 'a[x]', 'e; sys_platform=="win32"'], d=['a'])
+    monkeypatch.setattr(B, 'requires', needs.get)
+    monkeypatch.setattr(B, 'version', lambda p: '9.0')
+    image = dict(torch='2.10.0+cpu', b='1')
+    assert missing_packages({**image, 'a': '2.1'}) == {}
+    assert missing_packages({**image, 'a': '1.9', 'd': '2'}) == {'a': '9.0'}
+    assert missing_packages({**image, 'd': '1'}) == {'a': '9.0', 'd': '9.0'}
+    with pytest.raises(SettingsError, match='torch 1.9'): missing_packages({**image, 'a': '3', 'torch': '1.9'})
+
+def fake_wheel(folder, name):
+    folder.mkdir(exist_ok=True)
+    pkg, v = name.split('-')[:2]
+    with zipfile.ZipFile(folder/name, 'w') as z:
+        z.writestr(f'{pkg}-{v}.dist-info/METADATA', f'Metadata-Version: 2.1\nName: {pkg}\nVersion: {v}\n')
+        z.writestr(f'{pkg}-{v}.dist-info/WHEEL', 'Wheel-Version: 1.0\nRoot-Is-Purelib: false\n')
+    return folder/name
+
+def test_compiled_packages_are_given_or_fetched_for_kaggle(tmp_path, monkeypatch):
+    "numpy is compiled: its wheel comes from the folder, or from what pip finds, and is never one of another Python"
+    monkeypatch.setenv('PIP_NO_INDEX', '1')
+    monkeypatch.setenv('PIP_CONFIG_FILE', '/dev/null')
+    monkeypatch.setenv('PIP_FIND_LINKS', str(tmp_path/'index'))
+    wrong, right = 'numpy-1.0-cp311-cp311-manylinux_2_17_x86_64.whl', 'numpy-1.0-cp312-cp312-manylinux_2_17_x86_64.whl'
+    fake_wheel(tmp_path/'given', wrong)
+    with pytest.raises(SettingsError, match='(?s)no wheels of numpy==1.0.*pip download.*--wheels wheels'):
+        collect_wheels(dict(numpy='1.0'), tmp_path/'w1', wheels=tmp_path/'given')
+    fake_wheel(tmp_path/'index', right)
+    collect_wheels(dict(numpy='1.0'), tmp_path/'w2')
+    fake_wheel(tmp_path/'given', right)
+    monkeypatch.delenv('PIP_FIND_LINKS')
+    collect_wheels(dict(numpy='1.0'), tmp_path/'w3', wheels=tmp_path/'given')
+    for w in ('w2', 'w3'): assert {o.name for o in (tmp_path/w).iterdir() if o.name.startswith('numpy')} == {right}
+
+def test_a_list_of_the_image_is_a_list(tmp_path):
+    (tmp_path/'i.txt').write_text('# x\nTorch==2.10.0+cpu\nmy_pkg @ file:///x\nhuggingface_hub==1.0\n')
+    assert read_image(tmp_path/'i.txt') == {'torch': '2.10.0+cpu', 'huggingface-hub': '1.0'}
+    (tmp_path/'i.txt').write_text('pandas==2\n')
+    for path in (tmp_path/'i.txt', tmp_path/'none.txt'):
+        with pytest.raises(SettingsError, match='pip freeze > image.txt'): read_image(path)
+
+# --- the bundle
+
+@pytest.mark.parametrize('change,error', [
+    (dict(source='no_such_preset'), SettingsError), (dict(max_gb=1e-6), SettingsError), (dict(slug='A b'), SettingsError), (dict(nonsense=1), SettingsError),
+    (dict(source='lost.csv'), PretrainedError), (dict(image='nowhere.txt'), SettingsError), (dict(source='.'), DataError)])
+def test_a_refusal_leaves_nothing(tmp_path, monkeypatch, change, error):
+    monkeypatch.chdir(tmp_path)
+    save_checkpoint(make_model('test_vit', 2), tmp_path/'w.safetensors')
+    (tmp_path/'fine.csv').write_text('name,arch,size,pretrained\nx,test_vit,64,w.safetensors\n')
+    (tmp_path/'lost.csv').write_text('name,arch,pretrained\nx,test_vit,gone.safetensors\n')
+    before = sorted(tmp_path.rglob('*'))
+    with pytest.raises(error): bundle(**{'source': 'fine.csv', 'out': tmp_path/'out', **change})
+    assert sorted(tmp_path.rglob('*')) == before
+
+def test_a_folder_with_something_in_it_is_kept(tmp_path):
+    (tmp_path/'mine.txt').write_text('mine')
+    with pytest.raises(SettingsError, match='not empty'): bundle('tiny', tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ['mine.txt']
+
+def test_weights_travel_and_settings_come_back(tmp_path, monkeypatch):
+    "Own and hub weights are files of the bundle, whose table names them there, wherever it is mounted"
+    mine = save_checkpoint(make_model('test_vit', 2), tmp_path/'w.safetensors')
+    monkeypatch.setattr(B, 'check_models', lambda trainings: 0)
+    monkeypatch.setattr(B, 'fetch_pretrained', lambda arch: mine)
+    (tmp_path/'m.csv').write_text(f'name,arch,size,pretrained,args\na,test_vit,64,{mine},"{{""drop_path_rate"": 0.1}}"\nb,test_vit,64,hub,\nc,tiny_vit,32,tiny,\nd,test_vit,64,,\n')
+    groups = pd.DataFrame(dict(id=['1', '2'], group=['g', 'g']))
+    bundle(tmp_path/'m.csv', tmp_path/'b', user='me', compete=CompeteSettings(flip=False, seed=7, views=['plain', 'hflip'], groups=groups))
+    (tmp_path/'b').rename(tmp_path/'elsewhere')
+    s = read_bundle(tmp_path/'elsewhere'/'dataset')
+    assert (s.flip, s.seed, s.views) == (False, 7, ['plain', 'hflip']) and Path(s.groups).read_text().split() == ['id,group', '1,g', '2,g']
+    rows = {r['name']: row_settings(r) for r in read_models(s.models)}
+    here = tmp_path/'elsewhere'/'dataset'/'weights'
+    assert [rows[n].pretrained for n in 'abcd'] == [str(here/'a.safetensors'), str(here/'b.safetensors'), 'tiny', None]
+    assert rows['a'].model_args == dict(drop_path_rate=.1) and (here/'a.safetensors').read_bytes() == mine.read_bytes()
+
+def test_a_broken_upload_is_noticed(tmp_path):
+    bundle('tiny', tmp_path/'b')
+    check_files(tmp_path/'b'/'dataset')
+    wheel = next((tmp_path/'b'/'dataset'/'wheels').glob('fastcore*'))
+    wheel.write_bytes(wheel.read_bytes()[:-1])
+    with pytest.raises(DataError, match='1 are changed'): check_files(tmp_path/'b'/'dataset')
+    wheel.unlink()
+    with pytest.raises(DataError, match='1 files are missing'): check_files(tmp_path/'b'/'dataset')
+
+def test_kaggles_own_client_takes_the_metadata(tmp_path, kaggle_server, capsys):
+    "The notebook is pushed with its sources, internet off; the title resolves to its short name"
+    from kaggle.api.kaggle_api_extended import KaggleApi
+    bundle('tiny', tmp_path/'b', user='me', competition='digits')
+    api = KaggleApi()
+    api.authenticate()
+    api.kernels_push(str(tmp_path/'b'/'notebook'))
+    name, sent = kaggle_server['got'][-1]
+    assert name == 'SaveKernel' and 'does not resolve' not in capsys.readouterr().out
+    assert sent['datasetDataSources'] == ['me/vision-ft-bundle'] and sent['competitionDataSources'] == ['digits']
+    assert not sent['enableInternet'] and sent['isPrivate'] and sent['kernelType'] == 'notebook'
+    meta = json.loads((tmp_path/'b'/'dataset'/'dataset-metadata.json').read_text())
+    assert 6 <= len(meta['title']) <= 50 and 6 <= len(meta['id'].split('/')[1]) <= 50 and len(meta['licenses']) == 1
+
+# --- the time of a session
+
+class Clock:
+    "A clock that only models move: each takes its seconds, and leaves the record of a run"
+    def __init__(self, **seconds): self.now, self.seconds, self.ran = 0., seconds, []
+    def monotonic(self): return self.now
+    def run_model(self, plan, name, progress):
+        run = Run(plan.out/'runs'/name)
+        if run.status: return run
+        self.ran.append(name)
+        self.now += self.seconds[name]
+        if self.seconds[name] == 0: raise RuntimeError('out of memory')
+        run.path.mkdir(parents=True)
+        stages = dict(train=dict(status='done', seconds=self.seconds[name]-1), predict=dict(status='done', seconds=1))
+        (run.path/'run.json').write_text(json.dumps(dict(stages=stages)))
+
+def run_with(monkeypatch, plan, clock, end):
+    monkeypatch.setattr(B, 'time', clock)
+    monkeypatch.setattr(B, 'run_model', clock.run_model)
+    return run_until(plan, end, progress=False)
+
+TABLE = pd.DataFrame(dict(name=['a', 'b', 'c'], arch='tiny_convnext', epochs=['1', '1', '1'], ensemble_weight=['2', '1', '1'], pretrained='tiny'))
+
+@pytest.fixture(scope='module')
+def prepared(tmp_path_factory, data): return prepare(data, tmp_path_factory.mktemp('prepared')/'o', CompeteSettings(models=TABLE, flip=False))
+
+@pytest.fixture
+def plan(tmp_path, prepared): return dataclasses.replace(prepared, out=tmp_path)
+
+@pytest.mark.parametrize('seconds,end,dropped', [
+    (dict(a=10, b=10, c=10), 31, {}), (dict(a=10, b=10, c=10), 29, dict(c='needs about 10 s, 9 s were left')),
+    (dict(a=5, b=20, c=10), 44, dict(c='needs about 20 s, 19 s were left')), (dict(a=10, b=0, c=10), 31, dict(b='RuntimeError: out of memory')),
+    (dict(a=50, b=1, c=1), 40, dict(b='needs about 50 s, 0 s were left', c='needs about 50 s, 0 s were left'))])
+def test_the_last_models_are_dropped(plan, monkeypatch, seconds, end, dropped):
+    assert run_with(monkeypatch, plan, Clock(**seconds), end) == dropped
+
+def test_epochs_count(plan, monkeypatch):
+    long = dataclasses.replace(plan, trainings={k: dataclasses.replace(t, epochs=e) for (k, t), e in zip(plan.trainings.items(), (1, 3, 2))})
+    assert run_with(monkeypatch, long, Clock(a=10, b=20, c=20), 39) == dict(b='needs about 30 s, 29 s were left')
+
+def test_a_later_session_goes_on(plan, monkeypatch):
+    assert list(run_with(monkeypatch, plan, Clock(a=10, b=10, c=10), 25)) == ['c']
+    later = Clock(a=10, b=10, c=10)
+    assert run_with(monkeypatch, plan, later, 25) == {} and later.ran == ['c']
+
+def test_a_model_that_is_too_slow_is_stopped(plan, monkeypatch):
+    monkeypatch.setattr(B, 'run_model', lambda plan, name, progress: time.sleep(60))
+    start = time.monotonic()
+    got = run_until(plan, start+1)
+    assert got['a'].startswith('TimeUp: stopped after') and '0 s were left' in got['c'] and time.monotonic()-start < 20
+
+def test_weights_of_the_rest(plan):
+    rest = without_models(plan, ['c'])
+    assert rest.ensemble_weights == dict(a=2/3, b=1/3) and list(rest.trainings) == list(rest.records) == ['a', 'b']
+    assert [r.name for r in rest.runs] == ['a', 'b'] and len(plan.trainings) == 3
+
+def test_the_alarm_is_set_back():
+    before = signal.getsignal(signal.SIGALRM)
+    with pytest.raises(B.TimeUp), time_limit(.05): time.sleep(2)
+    with time_limit(5): pass
+    assert signal.getsignal(signal.SIGALRM) == before and signal.getitimer(signal.ITIMER_REAL) == (0, 0)

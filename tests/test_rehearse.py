@@ -1,0 +1,121 @@
+"The rehearsal finds what would break on Kaggle, and lets a good bundle pass"
+import json, shutil
+import pytest
+from vision_ft.classify.bundle import bundle, missing_packages, read_image
+from vision_ft.classify.compete import CompeteSettings, compete
+from vision_ft.classify.rehearse import image_packages, parse_gb, parse_seconds, rehearse
+from vision_ft.core import DataError, SettingsError
+from vision_ft.samples import digits
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory): return digits(tmp_path_factory.mktemp('data')/'digits')
+
+@pytest.fixture(scope='module')
+def table(tmp_path_factory):
+    csv = tmp_path_factory.mktemp('table')/'models.csv'
+    csv.write_text('name,arch,epochs,pretrained\nsmall,tiny_convnext,1,tiny\n')
+    return csv
+
+def with_cells(folder, *sources):
+    "The bundle with other cells"
+    path = folder/'notebook'/'notebook.ipynb'
+    book = json.loads(path.read_text())
+    path.write_text(json.dumps(dict(book, cells=[dict(cell_type='code', source=s) for s in sources])))
+    return folder
+
+FIND = """import os
+from pathlib import Path
+INPUT, WORKING = Path(os.environ['VISION_FT_INPUT']), Path(os.environ['VISION_FT_WORKING'])
+DATA = INPUT/'digits'
+"""
+
+def test_a_finished_run_predicts_there_what_it_predicted_here(tmp_path, data, table):
+    "Through wheels, an environment of its own and the notebook, without network: the same submission"
+    compete(data, tmp_path/'run', models=str(table), flip=False, progress=False)
+    bundle(tmp_path/'run', tmp_path/'b', user='me', competition='digits')
+    before = {p: p.stat().st_mtime_ns for p in data.rglob('*')}
+    got = rehearse(tmp_path/'b', data, time='5m')
+    assert got.problems == [], got
+    assert (got.out/'working'/'submission.csv').read_text() == (tmp_path/'run'/'submission.csv').read_text()
+    assert {p: p.stat().st_mtime_ns for p in data.rglob('*')} == before and got.out == tmp_path/'b'/'out'
+    assert .1 < got.peak_gb < 5 and 'fastai' not in ' '.join(got.notes)
+
+def test_what_is_refused_shows_even_where_it_is_caught(tmp_path, data, table):
+    code = """import socket, subprocess
+def attempt(f, *args):
+    try: f(*args)
+    except OSError: pass
+attempt(socket.create_connection, ('example.org', 80))
+attempt(socket.socket().connect, ('192.0.2.1', 80))
+attempt((DATA/'x.txt').write_text, 'x')
+attempt((DATA/'new').mkdir)
+attempt(os.remove, DATA/'train.csv')
+attempt(os.replace, WORKING/'a', DATA/'train.csv')
+attempt(os.open, str(DATA/'solution.csv'), os.O_RDWR)
+subprocess.run(['touch', str(DATA/'train.csv')])"""
+    bundle(table, tmp_path/'b', competition='digits')
+    found = '\n'.join(rehearse(with_cells(tmp_path/'b', FIND+code), shutil.copytree(data, tmp_path/'data'), time='1m').problems)
+    for what in ('example.org', '192.0.2.1', 'x.txt', 'data/new', 'train.csv', 'solution.csv', 'files of the input were changed'): assert what in found, found
+    assert 'ended with' not in found and 'Error' not in found and (tmp_path/'data'/'train.csv').exists()
+
+@pytest.mark.parametrize('code,problem', [
+    ("import time\ntime.sleep(60)", 'it was not done after'),
+    ("x = bytearray(900_000_000)\nx[::4096] = b'1'*len(x[::4096])\nimport time\ntime.sleep(60)", 'GB of memory'),
+    ("import no_such_package", "cell 1: ModuleNotFoundError: No module named 'no_such_package'"),
+    ("import fastai", "No module named 'fastai'"), ("import vision_ft", "No module named 'vision_ft'"),
+    ("1", 'there is no submission.csv'), ("raise SystemExit(3)", 'ended with status 3'),
+    ("import shutil\nshutil.copy(DATA/'sample_submission.csv', WORKING/'submission.csv')", 'says the same of all'),
+    ("(WORKING/'submission.csv').write_text('image_id,label\\n1,2\\n')", 'the ids of submission.csv')])
+def test_what_would_break(tmp_path, data, table, code, problem):
+    bundle(table, tmp_path/'b', competition='digits')
+    got = rehearse(with_cells(tmp_path/'b', FIND+code), data, time='10s', memory='700MB')
+    assert any(problem in o for o in got.problems), (got.problems, (got.out/'log.txt').read_text())
+
+def test_what_is_allowed(tmp_path, data, table):
+    "Own machine, own folders, subprocesses and folders that exist"
+    code = """import socket, subprocess, sys, tempfile
+s = socket.create_server(('127.0.0.1', 0))
+socket.create_connection(s.getsockname()).close()
+os.makedirs('/usr', exist_ok=True)
+Path(tempfile.mkdtemp(), 'a').write_text('x')
+Path.home().joinpath('b').write_text('x')
+subprocess.run([sys.executable, '-c', 'open("c", "w").write("x")'], check=True, cwd=WORKING)
+lines = (DATA/'sample_submission.csv').read_text().splitlines()
+(WORKING/'submission.csv').write_text('\\n'.join([lines[0], *(f'{l[:-1]}{i%10}' for i, l in enumerate(lines[1:]))])+'\\n')"""
+    bundle(table, tmp_path/'b', competition='digits')
+    got = rehearse(with_cells(tmp_path/'b', FIND+code), data, time='1m')
+    assert got.problems == [], (got, (got.out/'log.txt').read_text())
+    again = rehearse(tmp_path/'b', data, time='1m') # over the earlier one
+    assert again.problems == []
+
+def test_a_missing_wheel_shows(tmp_path, data, table):
+    "Taken out of the bundle and of its list, it is missed by the notebook: what the image has too old is hidden"
+    bundle(table, tmp_path/'b', competition='digits')
+    folder = tmp_path/'b'/'dataset'
+    about = json.loads((folder/'bundle.json').read_text())
+    for name in [f for f in about['files'] if 'fasttransform' in f]:
+        (folder/name).unlink()
+        del about['files'][name]
+    (folder/'bundle.json').write_text(json.dumps(about))
+    got = rehearse(tmp_path/'b', data, time='2m')
+    assert any("No module named 'fasttransform'" in o for o in got.problems), got
+
+def test_folders_that_are_not_ours_are_kept(tmp_path, table):
+    bundle(table, tmp_path/'b')
+    (tmp_path/'b'/'out').mkdir()
+    (tmp_path/'b'/'out'/'mine.txt').write_text('mine')
+    with pytest.raises(SettingsError, match='is no rehearsal'): rehearse(tmp_path/'b')
+    assert (tmp_path/'b'/'out'/'mine.txt').read_text() == 'mine'
+    with pytest.raises(DataError, match='is no bundle'): rehearse(tmp_path)
+
+@pytest.mark.parametrize('parse,good,bad', [(parse_seconds, dict([('90s', 90), ('10m', 600), ('1.5h', 5400), (30, 30)]), ['0s', 'x', '1d', '-1m']),
+                                           (parse_gb, {'13GB': 13, '900MB': .9, '2': 2, 4: 4}, ['0', 'GB', '13TB', '-1GB'])])
+def test_limits_as_they_are_written(parse, good, bad):
+    for text, value in good.items(): assert parse(text) == value
+    for text in bad:
+        with pytest.raises(SettingsError, match='Fix: write it like'): parse(text)
+
+def test_the_image_is_no_more_than_its_list():
+    image = read_image()
+    names = image_packages(image, missing_packages(image))
+    assert {'torch', 'timm', 'pandas', 'pip'} <= {*names} and not {'fastai', 'fastcore', 'vision-ft', 'pytest', 'nbdev', 'hypothesis'} & {*names}
