@@ -85,7 +85,7 @@ def test_a_budget_is_kept():
     assert P.startable(CompeteSettings('tiny'), late, 230, Path('o')).models == 'o/models.csv'
     assert P.start_command('d', CompeteSettings('tiny'), late.assign(ready=False, in_budget=False), 20) == ''
     mixed = table(weights=['missing', 'file', 'file'], ready=[False, True, True])
-    assert P.start_command('d', CompeteSettings('tiny', device='8GB'), mixed, 1000).startswith('vision-ft plan d --out d-plan --budget 1000s')
+    assert P.start_command('d', CompeteSettings('tiny', device='8GB'), mixed, 1000) == 'vision-ft plan d --out d-plan --models tiny --device 8GB --budget 1000s'
     assert P.time_advice(table(total_s=math.nan), 5) and not P.time_advice(table(), math.inf)
 
 @pytest.mark.parametrize('text,seconds', [('9h', 32400), ('1h30m', 5400), ('30 min', 1800), ('1.5h', 5400), ('90', 90), (90, 90), (None, math.inf)])
@@ -118,6 +118,28 @@ def test_predicted_time_is_that_of_a_training(folder, monkeypatch, arch, accum):
         ratios.append(done.seconds/(speed.setup+s.epochs*speed.epoch(len(facts.train), len(facts.valid))))
     assert 1/1.3 < np.median(ratios) < 1.3, ratios
 
+def test_auto_names_its_table(folder, tmp_path, monkeypatch):
+    "The command may be pasted on a machine where auto means something else"
+    monkeypatch.setattr(P, 'auto_preset', lambda device: ('tiny_photos', f'asked for {device}'))
+    monkeypatch.chdir(tmp_path)
+    said = P.plan(folder, seconds=0, device='16GB')
+    assert '--models tiny_photos' in said.command and 'Models: tiny_photos (asked for cpu).' in said.advice and '--device' not in said.command
+    alone = P.plan(folder, arch='tiny_vit,tiny_swin', size='48', seconds=0)
+    assert alone.models['size'].tolist() == ['48x48']*2 and '--arch tiny_vit,tiny_swin --size 48' in alone.command
+
+def test_probes_say_what_a_training_has_to_beat(folder):
+    "Those that take long are left to compete; one that is trained from random weights has none"
+    rows = pd.DataFrame([dict(name='vit', arch='tiny_vit', pretrained='tiny'), dict(name='swin', arch='tiny_swin')])
+    s = CompeteSettings(rows, device='cpu')
+    facts, trainings = P.read_facts(folder, s), P.planned_models(s)[2]
+    models = pd.DataFrame(dict(weights=['file', 'none'], probe_s=[3., 3.]), index=['vit', 'swin'])
+    answers = P.first_answers(facts, trainings, models, s)
+    assert sorted(answers.index) == ['SVC on pixels', 'largest class', 'linear probe tiny_vit 32'] and answers.wrong.notna().all()
+    assert answers.wrong['largest class'] == (facts.valid.label != facts.train.label.mode()[0]).mean()
+    left = P.first_answers(facts, trainings, models.assign(probe_s=30.), s)
+    assert np.isnan(left.wrong['linear probe tiny_vit 32']) and 'left to compete' in P.said_answers(left).to_string()
+    assert 'only if it beats' in P.visible_advice(facts, .2, left)[0]
+
 def test_the_page_and_the_table(folder, tmp_path):
     rows = MODELS.assign(pretrained=['', 'nowhere.pth'])
     said = P.plan(folder, tmp_path/'plan', models=rows, device='16GB', budget='1h')
@@ -139,3 +161,5 @@ def test_real_photographs(photos, tmp_path):
     assert said.labels.images.sum() == 164 and (said.labels.independent <= said.labels.valid).all()
     assert 'you see noise' in said.counts and 'Keep several models' in said.to_do and said.models.total_s.between(0, 1000).all()
     assert '--groups' in said.command
+    probes = said.answers[said.answers.index.str.startswith('linear probe')]
+    assert len(probes) == 3 and probes.wrong.dropna().between(0, .75).all() and said.answers.wrong['largest class'] > .5
