@@ -9,7 +9,8 @@ __all__ = ['PLATFORMS', 'FIND', 'INSTALL', 'COMPETE', 'PREDICT', 'read_image', '
            'predict_submission']
 
 # %% ../../nbs/classify/28_bundle.ipynb #b2800003
-import base64, hashlib, json, os, re, shlex, shutil, signal, subprocess, sys, time, warnings, zipfile
+import base64, hashlib, json, os, re, shlex, shutil, signal, subprocess, sys
+import time, warnings, zipfile
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from importlib.metadata import PackageNotFoundError, distribution, requires, version
@@ -57,7 +58,8 @@ def _requirements(package, python):
     try: needs = [Requirement(r) for r in requires(package) or []]
     except PackageNotFoundError:
         raise SettingsError(f'{package} is not installed here, so its needs are unknown.',
-                            f'install it: `pip install {package}`, or `pip install -e .`.') from None
+                            f'install it: `pip install {package}`, or `pip install -e .`.'
+                            ) from None
     return [r for r in needs if not r.marker or r.marker.evaluate(default_environment() | there)]
 
 def missing_packages(
@@ -363,7 +365,8 @@ def check_files(
     folder = Path(folder)
     try: about = json.loads((folder/'bundle.json').read_text(encoding='utf-8'))
     except (OSError, ValueError):
-        raise DataError(f'{folder} is no bundle.', 'make one with `vision-ft kaggle bundle`.') from None
+        raise DataError(f'{folder} is no bundle.',
+                        'make one with `vision-ft kaggle bundle`.') from None
     lost = [k for k in about['files'] if not (folder/k).is_file()]
     changed = [k for k, v in about['files'].items()
                if k not in lost and file_hash(folder/k) != v['sha256']]

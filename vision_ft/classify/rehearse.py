@@ -87,7 +87,8 @@ def _needs(package):
     try: said = distribution(package).requires or []
     except PackageNotFoundError: return None
     needs = [Requirement(r) for r in said]
-    return [canonicalize_name(r.name) for r in needs if not r.marker or r.marker.evaluate({'extra': ''})]
+    core = [r for r in needs if not r.marker or r.marker.evaluate({'extra': ''})]
+    return [canonicalize_name(r.name) for r in core]
 
 def image_packages(
     image:dict, # name → version, from `read_image`
@@ -192,14 +193,15 @@ def watch(
     **kwargs       # for `subprocess.Popen`, such as env and cwd
 )->Watched:
     "Run a process to its end or to a limit"
-    start, peak, over = time.monotonic(), 0., ''
+    start, peak, last, over = time.monotonic(), 0., 0., ''
     with open(log, 'w') as f:
         p = subprocess.Popen(command, stdout=f, stderr=subprocess.STDOUT, start_new_session=True,
                              **kwargs)
     try:
         while p.poll() is None and not over:
             time.sleep(.1)
-            peak = max(peak, _resident_gb(p.pid))
+            now = _resident_gb(p.pid)
+            peak, last = max(peak, min(now, last)), now # a fork counts double for a moment
             if peak > max_gb: over = 'memory'
             if time.monotonic()-start > seconds: over = 'time'
     finally:
@@ -229,7 +231,8 @@ def last_error(
 )->str:     # empty if there is none
     "The cell and the error that ended a notebook"
     cell = re.findall(r'^--- cell (\d+) of', log, re.M)
-    errors = [m.start() for m in re.finditer(r'^[A-Za-z_][\w.]*(Error|Exception|Exit|Up)\b', log, re.M)]
+    named = re.finditer(r'^[A-Za-z_][\w.]*(Error|Exception|Exit|Up)\b', log, re.M)
+    errors = [m.start() for m in named]
     if not errors: return ''
     return f'cell {cell[-1] if cell else "?"}: {log[errors[-1]:].strip()[:600]}'
 
@@ -302,7 +305,8 @@ def _notes(out, image, hidden, foreign):
     if differ: notes.append(f'other versions than in the image: {", ".join(differ)}.')
     if (csv := out/'working'/'run'/'left_out.csv').exists():
         left_out = read_text(csv)
-        notes += [f'model {n!r} was left out: {why}.' for n, why in zip(left_out.name, left_out.why)]
+        pairs = zip(left_out.name, left_out.why)
+        notes += [f'model {name!r} was left out: {why}.' for name, why in pairs]
     return notes
 
 def _read_session(folder):
@@ -319,7 +323,8 @@ def rehearse(
     image=None       # as for `read_image`
 )->Rehearsal:
     "Run the notebook of a bundle under the conditions of a session, and say what would break there"
-    folder, seconds, max_gb = Path(folder).expanduser().resolve(), parse_seconds(time), parse_gb(memory)
+    folder = Path(folder).expanduser().resolve()
+    seconds, max_gb = parse_seconds(time), parse_gb(memory)
     about, image = check_files(folder/'dataset'), read_image(image)
     slug, competition = _read_session(folder)
     out = _fresh(folder/'out')
@@ -335,4 +340,5 @@ def rehearse(
                   env=_environ(out, seconds/3600, foreign))
     problems = find_problems(out, ended, comp.sample, sorted(comp.train.label.unique()))
     if _times(inputs.values()) != before: problems.append('files of the input were changed.')
-    return Rehearsal(problems, _notes(out, image, hidden, foreign), ended.seconds, ended.peak_gb, out)
+    notes = _notes(out, image, hidden, foreign)
+    return Rehearsal(problems, notes, ended.seconds, ended.peak_gb, out)
