@@ -140,8 +140,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'vision_ft/classify/baselines.py'),
                                               'vision_ft.classify.baselines._logistic': ( 'classify/baselines.html#_logistic',
                                                                                           'vision_ft/classify/baselines.py'),
-                                              'vision_ft.classify.baselines._pixels': ( 'classify/baselines.html#_pixels',
-                                                                                        'vision_ft/classify/baselines.py'),
                                               'vision_ft.classify.baselines.choose_c': ( 'classify/baselines.html#choose_c',
                                                                                          'vision_ft/classify/baselines.py'),
                                               'vision_ft.classify.baselines.fit_baselines': ( 'classify/baselines.html#fit_baselines',
