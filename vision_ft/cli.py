@@ -305,7 +305,8 @@ def run_submit(
     labels = None if comp is None else sorted(set(comp.train.label))
     said = submit(args.csv, args.competition, args.message, sample, labels, args.last,
                   args.dry_run)
-    return said if args.dry_run else f'{said}\nscore  kaggle competitions submissions {args.competition}'
+    if args.dry_run: return said
+    return f'{said}\nscore  kaggle competitions submissions {args.competition}'
 
 # %% ../nbs/90_cli.ipynb #9000a007
 def add_kaggle(
