@@ -155,9 +155,7 @@ def test_stored_outputs(nb):
                 size = len(base64.b64decode(v)) if k in ('image/png', 'image/jpeg') else len(v) if k.startswith('image') else 0
                 assert size < 100_000, f'{nb.name} has a figure of {size//1000} kB; 100 kB is the limit: fewer pixels (figsize, dpi)'
 
-tidied = [p for p in notebooks if not re.match('0[0257]|90|1|2[01345789]', p.stem)]
-
-@pytest.mark.parametrize('nb', tidied, ids=lambda p: p.stem)
+@each_notebook
 def test_tidy(nb):
     "Hidden cells are folded in JupyterLab, and no progress is stored"
     old = json.loads(nb.read_text(encoding='utf-8'))
