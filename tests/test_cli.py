@@ -1,5 +1,5 @@
 "The command: what it asks for is what the library is given, refusals have no traceback, help loads nothing heavy"
-import dataclasses, subprocess, sys
+import dataclasses, re, shlex, subprocess, sys
 import pytest
 from vision_ft import cli
 from vision_ft.core import SettingsError
@@ -11,14 +11,16 @@ def test_every_option_reaches_its_field(monkeypatch):
     monkeypatch.setattr(cli, 'closing_words', str)
     given = {}
     monkeypatch.setattr(C, 'compete', lambda data, out, settings: given.update(data=data, out=out, settings=settings))
-    line = ('compete photos --out run --epochs 3 --device cpu --models paddy --effective-bs 32 --micro-bs auto --no-flip --folds 4 '
-            '--views plain hflip --ensemble-weights vit=2 swin=1 --groups g.csv --holdout .25 --workers 2 --seed 7')
+    line = ('compete photos --out run --epochs 3 --device cpu --arch vit_tiny_patch16_224,convnext_atto --size 160x128 --lr .002 --retrain '
+            '--effective-bs 32 --micro-bs auto --no-flip --folds 4 --views plain hflip --ensemble-weights vit=2 swin=1 --groups g.csv '
+            '--holdout .25 --workers 2 --seed 7')
     args = cli.parser().parse_args(line.split())
     args.run(args)
     assert (given['data'], given['out']) == ('photos', 'run')
     assert dataclasses.asdict(given['settings']) == dict(
-        models='paddy', effective_bs=32, epochs=3, micro_bs='auto', flip=False, views=['plain', 'hflip'], ensemble_weights=dict(vit=2., swin=1.),
-        groups='g.csv', holdout=.25, k=4, seed=7, device='cpu', num_workers=2)
+        models='auto', arch='vit_tiny_patch16_224,convnext_atto', size='160x128', lr=.002, effective_bs=32, epochs=3, micro_bs='auto', flip=False,
+        views=['plain', 'hflip'], ensemble_weights=dict(vit=2., swin=1.), groups='g.csv', holdout=.25, k=4, retrain=True, seed=7, device='cpu',
+        num_workers=2)
 
 def test_options_left_out_keep_the_defaults(monkeypatch):
     from vision_ft.classify import compete as C
@@ -27,7 +29,26 @@ def test_options_left_out_keep_the_defaults(monkeypatch):
     monkeypatch.setattr(C, 'compete', lambda data, out, settings: given.append(settings))
     args = cli.parser().parse_args(['compete', 'photos', '--out', 'run'])
     args.run(args)
-    assert given[0] == C.CompeteSettings(models='tiny_photos', ensemble_weights={})
+    assert given[0] == C.CompeteSettings(ensemble_weights={})
+
+def test_the_command_in_a_report_asks_for_the_same(monkeypatch):
+    from vision_ft.classify import compete as C
+    from vision_ft.classify.settings import command_line
+    monkeypatch.setattr(cli, 'closing_words', str)
+    given = []
+    monkeypatch.setattr(C, 'compete', lambda data, out, settings: given.append((data, out, settings)))
+    asked = C.CompeteSettings('my models.csv', size='160x128', lr=.002, epochs=3, effective_bs=32, micro_bs='auto', flip=False, views=['plain', 'hflip'],
+                              ensemble_weights=dict(vit=2., swin=.5), groups='g.csv', holdout=.25, k=4, seed=0, device='cpu', num_workers=0)
+    for s in (asked, C.CompeteSettings(ensemble_weights={}), C.CompeteSettings(arch='vit,swin', ensemble_weights={})):
+        words = shlex.split(command_line('my photos', 'a run', s))
+        args = cli.parser().parse_args(words[1:])
+        args.run(args)
+        assert given.pop() == ('my photos', 'a run', s)
+
+def test_help_names_every_column_and_preset():
+    from vision_ft.classify.settings import COLUMNS, presets
+    said = run('compete', '--help').stdout
+    assert all(re.search(rf'\b{name}\b', said) for name in [*COLUMNS, *presets()])
 
 @pytest.mark.parametrize('pairs', [['vit'], ['vit=two'], ['=']])
 def test_ensemble_weights_that_cannot_be_read(pairs):
@@ -37,6 +58,11 @@ def test_a_refusal_is_two_lines_and_status_2(tmp_path):
     got = run('compete', 'nowhere', '--out', 'run', cwd=tmp_path)
     assert got.returncode == 2 and 'Traceback' not in got.stderr
     assert got.stderr.strip().splitlines()[-1].strip().startswith('Fix: ') and not list(tmp_path.iterdir())
+
+@pytest.mark.parametrize('option', [['--epochs', '0'], ['--device', 'tpu']])
+def test_a_refused_demo_leaves_nothing_behind(tmp_path, option, capsys):
+    assert cli.main(['demo', '--out', str(tmp_path/'demo'), *option]) == 2
+    assert 'Fix: ' in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 def test_help_is_light():
     code = "import sys; from vision_ft.cli import parser; parser().format_help(); print([o for o in ('torch', 'fastai', 'pandas') if o in sys.modules])"
