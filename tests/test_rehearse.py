@@ -2,7 +2,8 @@
 import json, shutil
 import pytest
 from vision_ft.classify.bundle import bundle, missing_packages, read_image
-from vision_ft.classify.compete import CompeteSettings, compete
+from vision_ft.classify.compete import compete
+from vision_ft.classify.settings import CompeteSettings
 from vision_ft.classify.rehearse import image_packages, parse_gb, parse_seconds, rehearse
 from vision_ft.core import DataError, SettingsError
 from vision_ft.samples import digits
