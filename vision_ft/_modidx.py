@@ -680,6 +680,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'vision_ft.cli.add_predict': ('cli.html#add_predict', 'vision_ft/cli.py'),
                                'vision_ft.cli.add_rehearse': ('cli.html#add_rehearse', 'vision_ft/cli.py'),
                                'vision_ft.cli.add_submit': ('cli.html#add_submit', 'vision_ft/cli.py'),
+                               'vision_ft.cli.add_there': ('cli.html#add_there', 'vision_ft/cli.py'),
                                'vision_ft.cli.closing_words': ('cli.html#closing_words', 'vision_ft/cli.py'),
                                'vision_ft.cli.leave_a_core': ('cli.html#leave_a_core', 'vision_ft/cli.py'),
                                'vision_ft.cli.main': ('cli.html#main', 'vision_ft/cli.py'),
