@@ -87,6 +87,19 @@ def test_predict_without_a_run_is_refused(tmp_path):
     got = run('predict', 'nowhere', 'new', '--out', 'l.csv', cwd=tmp_path)
     assert got.returncode == 2 and 'Fix: ' in got.stderr and not list(tmp_path.iterdir())
 
+def test_plan_gets_what_was_asked(monkeypatch, capsys):
+    from vision_ft.classify import plan as P
+    given = []
+    monkeypatch.setattr(P, 'plan', lambda *args: given.append(args) or 'the page')
+    line = ('plan photos --device 16GB --budget 9h --out p.html --models paddy --groups g.csv --error .1 --seconds 0 --epochs 3 --effective-bs 32 '
+            '--micro-bs auto --no-flip --folds 4 --views plain hflip --holdout .25 --workers 2 --seed 7 --size 96 --lr .01')
+    assert cli.main(line.split()) == 0 and capsys.readouterr().out == 'the page\n'
+    data, out, settings, budget, error, seconds = given[0]
+    assert (data, out, budget, error, seconds) == ('photos', 'p.html', '9h', .1, 0)
+    assert dataclasses.asdict(settings) == dict(
+        models='paddy', arch=None, size='96', lr=.01, retrain=False, effective_bs=32, epochs=3, micro_bs='auto', flip=False, views=['plain', 'hflip'], ensemble_weights={},
+        groups='g.csv', holdout=.25, k=4, seed=7, device='16GB', num_workers=2)
+
 def test_kaggle_bundle_gets_what_was_asked(monkeypatch, capsys):
     import pandas as pd
     from vision_ft.classify import bundle as B

@@ -16,6 +16,7 @@ from html import escape
 from pathlib import Path
 from textwrap import fill
 from urllib.parse import quote
+from xml.sax.saxutils import quoteattr
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -127,7 +128,7 @@ def fig_confusion(
     counts, off = counts[np.ix_(shown, shown)], off[np.ix_(shown, shown)]
     names, n = [fill(name, 24) for name in p.vocab[shown]], len(shown)
     side = 2+.34*n+.08*max(len(line) for name in names for line in name.splitlines())
-    fig, ax = plt.subplots(figsize=(side, side), layout='constrained')
+    fig, ax = plt.subplots(figsize=(max(6.4, side), side), layout='constrained')
     ax.imshow(off, cmap='Oranges', vmin=0, vmax=max(1, off.max()))
     diagonal = np.ma.masked_array(np.ones((n, n)), ~np.eye(n, dtype=bool))
     ax.imshow(diagonal, cmap='Greens', vmin=0, vmax=6)
@@ -230,7 +231,7 @@ def file_link(
     if page is None: return name
     try: to = Path(os.path.relpath(Path(path).absolute(), Path(page).absolute().parent)).as_posix()
     except ValueError: return name # another drive of Windows
-    return f'<a href="{escape(quote(to))}">{name}</a>'
+    return f'<a href={quoteattr(quote(to))}>{name}</a>'
 
 # %% ../nbs/09_report.ipynb #c1a55006
 def worst_html(

@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['RESULT', 'FINAL', 'GLOSSARY', 'plan_views', 'Plan', 'read_images', 'prepare', 'write_plan', 'images_to_predict',
-           'run_model', 'baseline_settings', 'run_baselines', 'Result', 'collect', 'model_row', 'known_error',
-           'ensemble_row', 'baseline_row', 'compared', 'summary', 'baseline_verdicts', 'verdicts', 'plan_words',
-           'run_facts', 'result_sections', 'training_sections', 'opening_words', 'compete', 'write_run_report']
+           'plan_probes', 'run_model', 'run_baseline', 'fit_probe', 'run_baselines', 'Result', 'collect', 'model_row',
+           'known_error', 'ensemble_row', 'baseline_row', 'compared', 'summary', 'baseline_verdicts', 'verdicts',
+           'plan_words', 'run_facts', 'result_sections', 'training_sections', 'report_sections', 'opening_words',
+           'compete', 'write_run_report']
 
 # %% ../../nbs/classify/24_compete.ipynb #0fd4142b
 import sys, warnings
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from textwrap import fill
 import matplotlib.pyplot as plt
@@ -29,7 +31,8 @@ from ..report import (Section, class_table, error_lines, error_table, errors_tab
                               fig_batch, fig_confusion, fig_errors, fig_losses, headline,
                               worst_html, write_report)
 from ..data.tables import plot_label_counts, read_text, save_split, split_rows
-from .baselines import BASELINES, fit_baselines, named_probes, probe_verdict
+from .baselines import (BASELINES, fit_baselines, linear_probe, named_probes,
+                                          probe_verdict)
 from .settings import (CompeteSettings, Models, check_fields, check_models,
                                          command_line, models_table, save_models)
 from .train import dataloaders, planned_micro_bs, train, training_record
@@ -143,6 +146,12 @@ def images_to_predict(
     known = dict(zip(plan.valid.id, plan.valid.label))
     return dict(valid=(plan.valid, known), test=(plan.comp.test, plan.comp.truth))
 
+def plan_probes(
+    plan:Plan
+)->dict: # as of `named_probes` (chapter 18)
+    "The linear probes that stand beside the models"
+    return named_probes(plan.trainings.values())
+
 # %% ../../nbs/classify/24_compete.ipynb #5a6979dc
 def run_model(
     plan:Plan,
@@ -169,32 +178,49 @@ def run_model(
     return run
 
 # %% ../../nbs/classify/24_compete.ipynb #d5a8dd61
-def baseline_settings(
-    plan:Plan
-)->dict: # what decides the predictions of the baselines
-    "Which baselines there are, of which images and weights"
+def run_baseline(
+    plan:Plan,
+    stage:str,  # name of the stage
+    asked:dict, # what decides its predictions, beside the images
+    fit         # function of nothing: for each table of images, `Preds` of each baseline
+):
+    "Fit and predict baselines, if that isn't done yet"
+    run, wanted = Run(plan.out/'baselines'), dict(plan.ids, seed=plan.settings.seed, **asked)
+    if run.is_done(stage, wanted): return
+    with run.stage(stage, wanted):
+        for (kind, (_, truth)), preds in zip(images_to_predict(plan).items(), fit()):
+            for p in preds:
+                run.save_preds(p.with_targets(truth) if truth else p, f'{p.name} {kind}')
+
+# %% ../../nbs/classify/24_compete.ipynb #a2381e61
+def fit_probe(
+    plan:Plan,
+    name:str, # of the probe
+    s         # `TrainSettings`, whose network it takes
+)->list:      # for each table of images, a list of its `Preds`
+    "Fit and predict a linear probe"
+    tables = [table for table, _ in images_to_predict(plan).values()]
     groups = groups_among(plan.groups, plan.train.id)
-    probes = {name: [t.arch, pretrained_id(t.pretrained), t.size, t.model_args]
-              for name, t in named_probes(plan.trainings.values()).items()}
-    return dict(plan.ids, simple=list(BASELINES), probes=probes, seed=plan.settings.seed,
-                groups=None if groups is None else fingerprint(groups.to_dict()))
+    preds = linear_probe(plan.train, tables, s.arch, s.pretrained, s.size, groups,
+                         plan.settings.seed, plan.models.device, **s.model_args)
+    return [[replace(p, name=name)] for p in preds]
 
 def run_baselines(
     plan:Plan
-)->Run: # with the predictions 'NAME valid' and 'NAME test' of each name of its facts
-    "Fit and predict the baselines, if that isn't done yet"
-    run, wanted = Run(plan.out/'baselines'), baseline_settings(plan)
-    if run.is_done('predict', wanted): return run
-    kinds, groups = images_to_predict(plan), groups_among(plan.groups, plan.train.id)
-    with run.stage('predict', wanted) as facts:
-        fitted = fit_baselines(plan.train, [table for table, _ in kinds.values()],
-                               plan.settings.seed, list(plan.trainings.values()), groups,
-                               plan.models.device)
-        for (kind, (_, truth)), preds in zip(kinds.items(), fitted):
-            facts['names'] = [p.name for p in preds]
-            for p in preds:
-                run.save_preds(p.with_targets(truth) if truth else p, f'{p.name} {kind}')
-    return run
+)->dict: # name → its predictions by kind, 'valid' and 'test'
+    "Fit and predict the baselines, as far as that isn't done yet"
+    tables = [table for table, _ in images_to_predict(plan).values()]
+    groups, probes = groups_among(plan.groups, plan.train.id), plan_probes(plan)
+    shared = None if groups is None else fingerprint(groups.to_dict())
+    run_baseline(plan, 'simple', dict(names=list(BASELINES)),
+                 partial(fit_baselines, plan.train, tables, plan.settings.seed))
+    for name, s in probes.items():
+        asked = dict(arch=s.arch, pretrained=pretrained_id(s.pretrained), size=s.size,
+                     model_args=s.model_args, groups=shared)
+        run_baseline(plan, name, asked, partial(fit_probe, plan, name, s))
+    run = Run(plan.out/'baselines')
+    return {name: {kind: run.preds(f'{name} {kind}') for kind in ('valid', 'test')}
+            for name in (*BASELINES, *probes)}
 
 # %% ../../nbs/classify/24_compete.ipynb #07e0d7c5
 @dataclass(frozen=True)
@@ -213,22 +239,22 @@ def collect(
     plan:Plan # all of whose models have been run
 )->Result:
     "Read the finished runs; write the ensemble, submission.csv and runs.csv"
-    truth, base = plan.comp.truth, run_baselines(plan)
+    truth, base = plan.comp.truth, run_baselines(plan).values()
     kind, scored = ('test', 'test') if truth else ('valid', 'validation')
     def read(k): return [r.preds(k) for r in plan.runs]
-    shares, names = plan.ensemble_weights, base.facts('predict')['names']
+    shares = plan.ensemble_weights
     valid, test = (ensemble(read(k), shares) for k in ('valid_tta', 'test_tta'))
     if truth: test = test.with_targets(truth)
     test.save(plan.out/'preds'/'ensemble.parquet')
     write_submission(test, plan.out/'submission.csv', plan.comp.sample)
-    baselines = [[base.preds(f'{n} {k}') for n in names] for k in ('valid', 'test')]
-    rows = [*map(model_row, plan.runs), ensemble_row(valid, test), *map(baseline_row, *baselines)]
+    rows = [*map(model_row, plan.runs), ensemble_row(valid, test),
+            *(baseline_row(**preds) for preds in base)]
     table = pd.DataFrame(rows).set_index('name')
     table.insert(3, 'ensemble_weight', pd.Series(shares))
     with atomic_path(plan.out/'runs.csv') as tmp: table.to_csv(tmp)
     known = test if truth else valid
     return Result(table, test, plan, scored, read(kind), read(f'{kind}_tta'), known,
-                  baselines[bool(truth)])
+                  [preds[kind] for preds in base])
 
 # %% ../../nbs/classify/24_compete.ipynb #dbcbc34e
 def model_row(run:Run)->dict:
@@ -279,13 +305,13 @@ def baseline_verdicts(
 )->list:        # of sentences
     "Whether fine-tuning beats the baselines, and each network its own frozen features"
     ens, best = result.ensemble, min(result.baselines, key=lambda p: p.error)
-    says, trainings = [], result.plan.trainings
+    says, trainings = [], result.plan.trainings.items()
     if best.error <= ens.error:
         says.append(f"Fine-tuning doesn't beat the {best.name}: {ens.wrong.sum()} of "
                     f'{len(ens)} are wrong, against {best.wrong.sum()}.')
     probes, plain = ({p.name: p for p in o} for o in (result.baselines, result.plain))
-    for probe, asked in named_probes(trainings.values()).items():
-        name = next(n for n, t in trainings.items() if t is asked)
+    for probe, asked in plan_probes(result.plan).items():
+        name = next(n for n, t in trainings if t is asked)
         says.append(probe_verdict(probes[probe], plain[name], groups))
     return says
 
@@ -372,6 +398,12 @@ def training_sections(
         Section('A batch as the model sees it', lambda: fig_batch(dls()), f'Of {first}.',
                 f'Training images after all transforms, as {first} sees them.')]
 
+def report_sections(
+    result:Result
+)->list: # of `Section`
+    "What the report of a competition shows, in order"
+    return [*result_sections(result), *training_sections(result.plan)]
+
 # %% ../../nbs/classify/24_compete.ipynb #df746e5e
 def opening_words(
     plan:Plan
@@ -406,7 +438,7 @@ def write_run_report(
 )->Path:
     "Write report.html"
     plan, largest = result.plan, result.baselines[0]
-    sections = [*result_sections(result), *training_sections(plan)]
-    return write_report(plan.out/'report.html',
-                        f'{plan.data.absolute().name}: {", ".join(plan.trainings)}', sections,
-                        headline(result.ensemble, result.scored, largest), run_facts(plan))
+    title = f'{plan.data.absolute().name}: {", ".join(plan.trainings)}'
+    said = headline(result.ensemble, result.scored, largest)
+    return write_report(plan.out/'report.html', title, report_sections(result), said,
+                        run_facts(plan))

@@ -6,7 +6,7 @@
 __all__ = ['COLUMNS', 'OPTIONS', 'TrainSettings', 'check_fields', 'read_settings', 'presets', 'find_models', 'is_empty',
            'read_models', 'save_models', 'check_folder_name', 'read_numbers', 'read_args', 'row_settings',
            'item_in_proportion', 'within_reach', 'arch_models', 'auto_preset', 'CompeteSettings', 'chosen_models',
-           'Models', 'check_models', 'models_table', 'command_line']
+           'Models', 'check_trainings', 'check_models', 'models_table', 'command_line']
 
 # %% ../../nbs/classify/19_settings.ipynb #d3530ba0
 import json, re, shlex
@@ -298,11 +298,18 @@ class Models:
     params_m:float        # millions of parameters, all together
     says:list             # sentences on what was chosen
 
+def check_trainings(
+    trainings # of `TrainSettings`
+)->float:     # millions of parameters, all together
+    "Whether each model can be made, takes its size and finds its pretrained weights"
+    facts = (preflight(t.arch, t.pretrained, t.size, **t.model_args) for t in trainings)
+    return sum(f['params_m'] for f in facts)
+
 def check_models(
     s:CompeteSettings, # what is asked for
     out                # folder of the outputs, which need not exist
 )->Models:
-    "Whether each model can be made, takes its size and finds its pretrained weights"
+    "All that can be known of the models without the images, or an error"
     device = pick_device(s.device)
     rows, says = chosen_models(s, out, device)
     shares = {str(r['name']): r.get('ensemble_weight', 1) for r in rows}
@@ -312,9 +319,7 @@ def check_models(
     names = 'size', 'lr', 'epochs', 'effective_bs', 'micro_bs', 'flip', 'seed'
     alike = {k: getattr(s, k) for k in names}
     trainings = {str(r['name']): row_settings(r, **alike) for r in rows}
-    facts = [preflight(t.arch, t.pretrained, t.size, **t.model_args) for t in trainings.values()]
-    params_m = sum(f['params_m'] for f in facts)
-    return Models(rows, trainings, shares, device, params_m, says)
+    return Models(rows, trainings, shares, device, check_trainings(trainings.values()), says)
 
 # %% ../../nbs/classify/19_settings.ipynb #0f2fbdd8
 def models_table(
