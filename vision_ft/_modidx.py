@@ -564,8 +564,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'vision_ft/classify/rehearse.py'),
                                              'vision_ft.classify.rehearse.parse_gb': ( 'classify/rehearse.html#parse_gb',
                                                                                        'vision_ft/classify/rehearse.py'),
-                                             'vision_ft.classify.rehearse.parse_seconds': ( 'classify/rehearse.html#parse_seconds',
-                                                                                            'vision_ft/classify/rehearse.py'),
                                              'vision_ft.classify.rehearse.refuse_hosts': ( 'classify/rehearse.html#refuse_hosts',
                                                                                            'vision_ft/classify/rehearse.py'),
                                              'vision_ft.classify.rehearse.refuse_paths': ( 'classify/rehearse.html#refuse_paths',
