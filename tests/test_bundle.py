@@ -83,7 +83,7 @@ def test_a_list_of_the_image_is_a_list(tmp_path):
 
 @pytest.mark.parametrize('change,error', [
     (dict(source='no_such_preset'), SettingsError), (dict(max_gb=1e-6), SettingsError), (dict(slug='A b'), SettingsError), (dict(nonsense=1), SettingsError),
-    (dict(source='lost.csv'), PretrainedError), (dict(image='nowhere.txt'), SettingsError), (dict(source='.'), DataError)])
+    (dict(source='lost.csv'), PretrainedError), (dict(compete=CompeteSettings(views=['plain', 'nonsense'])), SettingsError), (dict(image='nowhere.txt'), SettingsError), (dict(source='.'), DataError)])
 def test_a_refusal_leaves_nothing(tmp_path, monkeypatch, change, error):
     monkeypatch.chdir(tmp_path)
     save_checkpoint(make_model('test_vit', 2), tmp_path/'w.safetensors')

@@ -30,8 +30,8 @@ from ..blend import check_ensemble_weights
 from ..data.tables import find_parts, image_files, read_text
 from .settings import CompeteSettings, check_fields, check_models, save_models
 from .kaggle import read_sample, spell_ids, write_submission
-from .compete import (Result, collect, prepare, run_baselines, run_model,
-                                        write_run_report)
+from .compete import (Result, collect, plan_views, prepare, run_baselines,
+                                        run_model, write_run_report)
 from .predict import load_run, predict
 
 # %% ../../nbs/classify/28_bundle.ipynb #b2800007
@@ -171,6 +171,7 @@ def table_files(
 )->tuple:                     # (rows of the bundle's table, path in the bundle → file here)
     "A table of models whose weights lie in the bundle, and these files"
     models, files = check_models(settings, out), {}
+    plan_views(settings, models.trainings.values()) # an error of its views shows here
     rows = [dict(row) for row in models.rows]
     for row, t in zip(rows, models.trainings.values()):
         if t.pretrained in (None, 'tiny'): continue
