@@ -473,10 +473,12 @@ def submit(
     for name, said in dict(competition=competition, message=message).items():
         if not str(said or '').strip():
             raise SettingsError(f'there is no {name}.', f'pass {name}=…, or --{name}.')
-    csv, new = Path(csv), check_submission(csv, sample, labels)
+    csv = Path(csv).expanduser()
+    new = check_submission(csv, sample, labels)
     kept = csv.with_suffix('.sent.csv')
     if last is None and kept.exists(): last = kept
     news = '' if last is None else f' {compare_submissions(new, read_text(last))}'
+    if sample is None: news += ' Its ids were not compared with a sample (--data).'
     about = f'{csv.name} with {len(new)} rows to {competition}: {message}.{news}'
     if dry_run: return f'Not sent, as asked: {about}'
     says = _send(api or _kaggle_api(), csv, message, competition)
