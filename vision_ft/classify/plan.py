@@ -29,14 +29,14 @@ from ..planning import BudgetError, plan_micro_bs, predict_memory
 from ..runs import check_out, file_hash
 from ..stats import detectable, detectable_difference, short_plan
 from ..report import Section, write_report
-from ..data.tables import (drop_unreadable, image_files, label_counts, make_split,
+from ..data.tables import (drop_unreadable, image_files, label_counts,
                                    plot_label_counts, read_text, split_rows)
 from .baselines import fit_baselines, named_probes
 from .settings import (CompeteSettings, TrainSettings, auto_preset, check_fields,
                                          chosen_models, command_line, row_settings, save_models)
 from .train import dataloaders, train
 from .tta import predict_views
-from .kaggle import Competition, read_competition
+from .kaggle import Competition, read_competition, training_split
 from .compete import plan_views
 
 # %% ../../nbs/classify/27_plan.ipynb #27a00008
@@ -102,7 +102,8 @@ def read_facts(
         if groups is not None: groups = read_groups(groups)
         comp, bad = _read_images(data, s, groups)
         if groups is not None: check_groups(groups, [*comp.train.id, *comp.test.id])
-        split = make_split(comp.train, s.k, s.seed, groups_among(groups, comp.train.id))
+        mine = groups_among(groups, comp.train.id)
+        split = training_split(comp, None, s.k, s.seed, mine)
     train, valid = split_rows(comp.train, split, fold=0)
     test = comp.test.assign(label=comp.test.id.map(comp.truth)) if comp.truth else None
     copies = find_copies(pd.concat([train, valid, test]))
