@@ -87,6 +87,19 @@ def test_predict_without_a_run_is_refused(tmp_path):
     got = run('predict', 'nowhere', 'new', '--out', 'l.csv', cwd=tmp_path)
     assert got.returncode == 2 and 'Fix: ' in got.stderr and not list(tmp_path.iterdir())
 
+def test_plan_gets_what_was_asked(monkeypatch, capsys):
+    from vision_ft.classify import plan as P
+    given = []
+    monkeypatch.setattr(P, 'plan', lambda *args: given.append(args) or 'the page')
+    line = ('plan photos --device 16GB --budget 9h --out p.html --models paddy --groups g.csv --error .1 --seconds 0 --epochs 3 --effective-bs 32 '
+            '--micro-bs auto --no-flip --folds 4 --views plain hflip --holdout .25 --workers 2 --seed 7 --size 96 --lr .01')
+    assert cli.main(line.split()) == 0 and capsys.readouterr().out == 'the page\n'
+    data, out, settings, budget, error, seconds = given[0]
+    assert (data, out, budget, error, seconds) == ('photos', 'p.html', '9h', .1, 0)
+    assert dataclasses.asdict(settings) == dict(
+        models='paddy', arch=None, size='96', lr=.01, retrain=False, effective_bs=32, epochs=3, micro_bs='auto', flip=False, views=['plain', 'hflip'], ensemble_weights={},
+        groups='g.csv', holdout=.25, k=4, seed=7, device='16GB', num_workers=2)
+
 def test_kaggle_bundle_gets_what_was_asked(monkeypatch, capsys):
     import pandas as pd
     from vision_ft.classify import bundle as B
@@ -110,9 +123,10 @@ def test_kaggle_rehearse_fails_where_something_would_break(monkeypatch, capsys, 
     from vision_ft.classify import rehearse as R
     given = []
     monkeypatch.setattr(R, 'rehearse', lambda *args: (given.append(args), R.Rehearsal(problems, [], 1., 1., Path('b')))[1])
-    assert cli.main('kaggle rehearse b --data d --time 1m --memory 2GB'.split()) == status
-    assert given == [('b', 'd', '1m', '2GB', None)]
+    assert cli.main('kaggle rehearse b --data d --time 1m --memory 2GB --earlier e'.split()) == status
+    assert given == [('b', 'd', '1m', '2GB', None, 'e')]
     said = capsys.readouterr()
+    assert ('kaggle kernels push -p b/notebook' in said.out) == (not problems)
     assert ('Nothing would break' in said.out) == (not problems) and ('example.org' in said.err) == bool(problems)
 
 def test_kaggle_submit_gets_what_was_asked(monkeypatch, capsys):
@@ -121,6 +135,8 @@ def test_kaggle_submit_gets_what_was_asked(monkeypatch, capsys):
     monkeypatch.setattr(K, 'submit', lambda *args: (given.append(args), 'sent')[1])
     assert cli.main('kaggle submit s.csv --competition c --message m --last l.csv --dry-run'.split()) == 0
     assert given == [('s.csv', 'c', 'm', None, None, 'l.csv', True)] and capsys.readouterr().out == 'sent\n'
+    assert cli.main('kaggle submit s.csv --competition c --message m'.split()) == 0
+    assert capsys.readouterr().out.splitlines() == ['sent', 'score  kaggle competitions submissions c']
 
 @pytest.mark.parametrize('lacks', ['--message m', '--competition c'])
 def test_kaggle_submit_needs_competition_and_message(lacks, capsys):

@@ -1,5 +1,5 @@
 "Files become pixels once, the same way everywhere"
-import os, random, shutil
+import multiprocessing, os, random, shutil, time
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np, pandas as pd, pytest, torch
@@ -198,3 +198,23 @@ def test_a_process_that_ends_while_it_writes_leaves_no_file(photo, tmp_path, mon
         else: m.setattr(os, 'replace', lambda *a: exec('raise KeyboardInterrupt'))
         with pytest.raises(KeyboardInterrupt): read(photo)
     assert not list(tmp_path.glob('*/*')) and torch.equal(read(photo), want) and len(list(tmp_path.glob('*/*'))) == 1
+
+def test_processes_share_a_cache_and_may_be_killed(table, tmp_path):
+    "Two fill and empty it all the time, are killed anywhere, and a third gets the right pixels throughout"
+    read, files, fork = I.ReadImage('squish 64', cache=tmp_path), table.path[:6], multiprocessing.get_context('fork')
+    want, n = [I.ReadImage('squish 64')(f) for f in files], 0
+    def fill():
+        while True:
+            for f in files: read(f)
+            for f in tmp_path.glob('*/[!.]*'): f.unlink(missing_ok=True)
+    for _ in range(8):
+        writers = [fork.Process(target=fill) for _ in range(2)]
+        for w in writers: w.start()
+        end = time.monotonic()+.1+random.random()/20
+        while time.monotonic() < end:
+            assert all(torch.equal(read(f), w) for f, w in zip(files, want))
+            n += 1
+        for w in writers: w.kill()
+        for w in writers: w.join()
+        assert all(I.load_pixels(f) is not None for f in tmp_path.glob('*/[!.]*')) # nothing half-written has a name
+    assert n and all(torch.equal(read(f), w) for f, w in zip(files, want))

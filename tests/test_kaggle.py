@@ -132,7 +132,8 @@ def test_probabilities_of_a_submission(tmp_path, head, rows, fine):
 
 def test_a_second_submission_is_compared_with_the_first(tmp_path):
     csv = write_submission(Preds(list('abcd'), ['x', 'y'], [[1, 0], [0, 1], [0, 1], [1, 0]]), tmp_path/'s.csv')
-    assert 'last' not in submit(csv, 'c', 'm', api=Api())
+    first = submit(csv, 'c', 'm', api=Api())
+    assert 'last' not in first and 'not compared with a sample (--data)' in first
     assert 'exactly the same' in submit(csv, 'c', 'm', api=Api())
     write_submission(Preds(list('dcba'), ['x', 'y'], [[1, 0], [0, 1], [0, 1], [0, 1]]), csv)
     assert '1 of 4 answers differ' in submit(csv, 'c', 'm', dry_run=True, api=Api())

@@ -229,7 +229,7 @@ def test_files_that_cannot_be_written(vit, some, tmp_path, monkeypatch):
         with pytest.raises(SettingsError, match=words): P.predict_csv(vit, some, out, progress=False)
     odd = os.fsdecode(os.fsencode(some)+b'/\xff.jpg')
     shutil.copy(sorted(some.iterdir())[0], odd)
-    with pytest.raises(DataError, match='not UTF-8'): P.predict_csv(vit, [odd], tmp_path/'x.csv', progress=False)
+    with pytest.raises(DataError, match='not in UTF-8'): P.predict_csv(vit, [odd], tmp_path/'x.csv', progress=False)
     os.unlink(odd)
     def full(*args, **kwargs): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     monkeypatch.setattr(pd.DataFrame, 'to_csv', full)

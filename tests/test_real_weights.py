@@ -2,6 +2,7 @@
 import os, subprocess, sys
 import pandas as pd, pytest
 from vision_ft.classify.baselines import linear_probe
+from vision_ft.classify.train import train
 from vision_ft.data.tables import group_pairs, make_split, read_folder, split_rows
 
 ARCH = 'tf_efficientnet_lite0'
@@ -29,6 +30,16 @@ def test_a_probe_of_real_weights_beats_one_of_random_features(rice, weights):
         preds = [linear_probe(t, [v], ARCH, source, 128, groups)[0].with_targets(dict(zip(v.id, v.label))) for t, v in parts]
         wrong[source] = sum(int(p.wrong.sum()) for p in preds)
     assert wrong[weights] <= .3*len(table) and wrong[weights] <= wrong[None]-10
+
+def test_fine_tuning_real_weights_beats_a_start_from_nothing(rice, weights):
+    "`pretrained=PATH` against random weights and against the probe: chapter 20 has the table of three seeds"
+    table, groups = rice
+    parts = split_rows(table, make_split(table, k=3, seed=1, groups=groups), 1)
+    truth = dict(zip(parts[1].id, parts[1].label))
+    how = dict(size=96, item='squish 128', epochs=4, effective_bs=16, progress=False, device='cpu')
+    error = {p: train(*parts, ARCH, pretrained=p, **how).history.error_rate.iloc[-1] for p in (weights, None)}
+    probe = linear_probe(parts[0], [parts[1]], ARCH, weights, 96, groups)[0].with_targets(truth)
+    assert error[weights] < error[None]-.1 and error[weights] < probe.error+.1
 
 SCRIPT = '''
 import sys, warnings, torch
@@ -58,5 +69,6 @@ def test_a_training_from_the_hubs_cache_is_one_from_the_file(rice, weights, phot
     (repo/'refs'/'main').write_text('0a1b2c')
     (repo/'snapshots'/'0a1b2c'/'model.safetensors').symlink_to(weights.resolve())
     env = {k: v for k, v in os.environ.items() if not k.startswith('HF_')} | dict(HF_HOME=str(tmp_path), HF_HUB_OFFLINE='1')
-    got = subprocess.run([sys.executable, '-c', SCRIPT, str(photos/'rice'/'photos'), str(weights)], capture_output=True, text=True, env=env, cwd=tmp_path)
+    command = [sys.executable, '-c', SCRIPT, str(photos/'rice'/'photos'), str(weights)]
+    got = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path)
     assert got.stdout.strip() == 'True', got.stderr[-2000:]

@@ -365,6 +365,10 @@ def test_images_are_given_in_any_form(tmp_path, monkeypatch):
         table = image_table(form)
         assert [Path(p).resolve() for p in table.path] == files and table.id.is_unique, form
     assert image_table(files[0]).path.tolist() == [str(files[0])] and image_table(['cat/0.png'], root=data).path.tolist() == [str(files[0])]
+    (tmp_path/'data'/'cat'/'._0.png').touch()
+    for form in ([data], data, [data, files[0]], 'data/*'): # one warning, at the caller
+        with pytest.warns(UserWarning, match='left out: 1 hidden') as said: assert len(image_table(form)) == 2
+        assert [w.filename for w in said] == [__file__]
     for bad, says in ((None, 'names no files'), ([3], 'names no files'), ({'a': 1}, 'names no files'), ('no/*.png', 'no image is named like'), ('x.png', 'do not exist'), ([], 'no images'),
                       (files+files, 'more than once'), (pd.DataFrame(dict(id=['a'])), 'no column path'), (pd.DataFrame(dict(id=['a', 'a'], path=[files[0]]*2)), 'more than once')):
         with pytest.raises(DataError, match=says) as e: image_table(bad)

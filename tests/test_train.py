@@ -5,8 +5,10 @@ from dataclasses import replace
 from fastai.callback.fp16 import MixedPrecision
 from PIL import Image
 from vision_ft.classify import train as T
+from vision_ft.classify.predict import load_run
 from vision_ft.classify.settings import TrainSettings
 from vision_ft.core import DataError, SettingsError, VisionFTError, asset
+from vision_ft.data import images
 from vision_ft.data.tables import read_folder
 from vision_ft.models import make_model, save_checkpoint
 from vision_ft.runs import Run
@@ -42,7 +44,7 @@ def test_a_field_beside_settings_counts_and_an_unknown_one_is_refused(tables):
 # --- tables
 
 @pytest.mark.parametrize('change,words', [
-    (lambda t, v: (t.drop(columns='path'), v), 'needs the columns'), (lambda t, v: (t, v[:0]), 'validation table has no rows'),
+    (lambda t, v: (t.drop(columns='path'), v), 'no column path'), (lambda t, v: (t, v.path.tolist()), 'a list is no table'), (lambda t, v: (t, v[:0]), 'validation table has no rows'),
     (lambda t, v: (t.assign(label=None), v), '40 rows of the training table have no label'), (lambda t, v: (t[:1], v), 'would learn nothing else'),
     (lambda t, v: (t, v.assign(path='nowhere.png')), '20 images of the validation table are not there'),
     (lambda t, v: (t, v.assign(label='x')), 'not among the training labels'), (lambda t, v: (t, pd.concat([v, t[:1]])), 'both in training and in validation')])
@@ -178,6 +180,24 @@ def test_a_training_that_only_predicts_needs_no_table_and_writes_nothing(tables,
     with learn.no_bar(), done.learn.no_bar():
         got, want = (l.get_preds(dl=l.dls.test_dl(paths))[0] for l in (learn, done.learn))
     assert torch.equal(got, want) and list(learn.dls.vocab) == list(done.learn.dls.vocab) and sorted(tmp_path.rglob('*')) == there
+
+def test_training_validation_prediction_and_views_read_through_the_same_code(tables, tmp_path, monkeypatch):
+    "Each image once, at the same size, by one function; so a prediction is what validation saw, to the bit"
+    read_pixels, read = images.read_pixels, []
+    monkeypatch.setattr(images, 'read_pixels', lambda *how: read.append(how) or read_pixels(*how))
+    learn, run = fit(tables, item='squish 96', run=tmp_path/'r').learn, load_run(tmp_path/'r', device='cpu')
+    both, valid = [sorted(pd.concat(t).path) for t in (tables, tables[1:])]
+    def seen(f):
+        read.clear()
+        result = f()
+        assert {(method, size) for _, method, size in read} == {('squish', (48, 48))}
+        return sorted(str(path) for path, *_ in read), result
+    assert seen(lambda: [b for dl in (learn.dls.train, learn.dls.valid) for b in dl])[0] == both
+    with learn.no_bar(): files, (want, _) = seen(learn.get_preds)
+    assert files == valid
+    for tta in (False, True):
+        files, preds = seen(lambda: run.predict(tables[1], tta=tta, progress=False))
+        assert files == valid and np.array_equal(preds.probs, want.numpy()) == (not tta)
 
 def test_an_image_that_cannot_be_read_is_named(tables, tmp_path):
     train, valid = (t.copy() for t in tables)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COMPETE_HELP', 'parse_ensemble_weights', 'add_compete', 'add_compete_data', 'run_compete', 'closing_words',
-           'add_demo', 'run_demo', 'add_predict', 'run_predict', 'add_bundle', 'run_bundle', 'add_rehearse',
-           'run_rehearse', 'add_submit', 'run_submit', 'add_kaggle', 'parser', 'leave_a_core', 'main']
+           'add_demo', 'run_demo', 'add_predict', 'run_predict', 'add_plan', 'run_plan', 'add_bundle', 'run_bundle',
+           'add_rehearse', 'run_rehearse', 'add_submit', 'run_submit', 'add_kaggle', 'parser', 'leave_a_core', 'main']
 
 # %% ../nbs/90_cli.ipynb #b7106700
 import argparse, os, shlex, sys, warnings
@@ -173,6 +173,45 @@ def run_predict(
     said = f'{good} of {good+bad} images predicted, see {args.out}.'
     return f'{said} {bad} cannot be read: the column error says why.' if bad else said
 
+# %% ../nbs/90_cli.ipynb #27c00002
+def add_plan(
+    commands # what `add_subparsers` of argparse returned
+):
+    "`vision-ft plan`: the options of `compete`, and what a plan is about"
+    example = ('example: vision-ft plan photos --budget 9h --out plan.html; '
+               '--device may be a card that is elsewhere, by its memory: 16GB')
+    command = commands.add_parser('plan', epilog=example,
+                                  help='before any training: data, memory, time, what can be seen')
+    command.set_defaults(run=run_plan)
+    add = command.add_argument
+    add('data', help='a Kaggle-shaped folder, or a folder of class folders')
+    add('--budget', metavar='TIME', help='for all models: 9h, 1h30m or seconds')
+    add('--out', help='page to write (.html), or a folder for it and for models.csv')
+    add('--error', type=float, default=.2, help='guessed share of wrong images; default: 0.2')
+    add('--seconds', type=float, default=2, help='to time each model, 0 for none; default: 2')
+    add('--models', default='auto', help='CSV file or table, as for compete; default: auto')
+    add('--arch', metavar='NAME,…', help='timm architectures instead of a table')
+    add('--size', help="training size, pixels: 224 or 320x224; instead of the table's")
+    add('--lr', type=float, help="highest learning rate, instead of the table's")
+    add('--epochs', type=int, help="instead of the table's")
+    add('--effective-bs', type=int, help='images to an optimizer step')
+    add('--micro-bs', metavar='N', help="images at a time, or 'auto' for the most that fit")
+    add_compete_data(add)
+
+def run_plan(
+    args:argparse.Namespace # of `parser`
+)->str:                     # what to print
+    "Do what `vision-ft plan` was asked for"
+    from vision_ft.classify.plan import plan
+    from vision_ft.classify.settings import CompeteSettings
+    alike = ('models', 'arch', 'size', 'lr', 'epochs', 'effective_bs', 'micro_bs', 'views',
+             'groups', 'holdout', 'device', 'seed')
+    s = {k: getattr(args, k) for k in alike}
+    s.update(flip=not args.no_flip, k=args.folds, num_workers=args.workers)
+    s.update(ensemble_weights=parse_ensemble_weights(args.ensemble_weights))
+    return str(plan(args.data, args.out, CompeteSettings(**s), args.budget, args.error,
+                    args.seconds))
+
 # %% ../nbs/90_cli.ipynb #9000a002
 def add_bundle(
     kinds # what `add_subparsers` of argparse returned
@@ -188,7 +227,7 @@ def add_bundle(
     add('--user', help='your name at Kaggle; default: $KAGGLE_USERNAME')
     add('--competition', help='its short name')
     add('--slug', default='vision-ft-bundle', help='short name of the data set')
-    add('--image', help="file of `pip freeze` in a notebook there; default: the list that ships")
+    add('--image', help='output of `pip list --format=freeze` there; default: one that ships')
     add('--python', default='3.12', help='of that image; default: 3.12')
     add('--wheels', help='folder of wheels that are taken first')
     add('--no-gpu', action='store_true', help='the notebook asks for none')
@@ -208,10 +247,8 @@ def run_bundle(
     compete = CompeteSettings(epochs=args.epochs, flip=not args.no_flip)
     files = bundle(args.source, args.out, s, compete)
     name = '' if s.owner != 'USERNAME' else 'Replace USERNAME in both metadata files, or --user.\n'
-    return (f'{len(files)} files, {files.bytes.sum()/1e6:.1f} MB in {args.out}.\n{name}'
-            f'try it    vision-ft kaggle rehearse {args.out}\n'
-            f'data set  kaggle datasets create -p {args.out}/dataset --dir-mode zip\n'
-            f'notebook  kaggle kernels push -p {args.out}/notebook')
+    said = f'{len(files)} files, {files.bytes.sum()/1e6:.1f} MB in {args.out}.\n{name}'
+    return f'{said}try it    vision-ft kaggle rehearse {shlex.quote(args.out)} --data FOLDER'
 
 # %% ../nbs/90_cli.ipynb #9000a004
 def add_rehearse(
@@ -227,16 +264,20 @@ def add_rehearse(
     add('--data', help='stands for the competition; default: handwritten digits')
     add('--time', default='10m', help='limit, such as 90s, 10m, 9h; default: 10m')
     add('--memory', default='13GB', help='limit, such as 13GB; default: 13GB')
-    add('--image', help="file of `pip freeze` in a notebook there; default: the list that ships")
+    add('--image', help='output of `pip list --format=freeze` there; default: one that ships')
+    add('--earlier', help='output of an earlier session: its models are taken up')
 
 def run_rehearse(
     args:argparse.Namespace # of `parser`
 )->str:                     # what to print
     "Do what `vision-ft kaggle rehearse` was asked for; an error if something would break"
     from vision_ft.classify.rehearse import rehearse
-    found = rehearse(args.folder, args.data, args.time, args.memory, args.image)
+    found = rehearse(args.folder, args.data, args.time, args.memory, args.image, args.earlier)
     if found.problems: raise VisionFTError(str(found))
-    return str(found)
+    folder = shlex.quote(args.folder)
+    return (f'{found}\n'
+            f'data set  kaggle datasets create -p {folder}/dataset --dir-mode zip --keep-tabular\n'
+            f'notebook  kaggle kernels push -p {folder}/notebook')
 
 # %% ../nbs/90_cli.ipynb #9000a006
 def add_submit(
@@ -262,8 +303,10 @@ def run_submit(
     comp = read_competition(args.data) if args.data else None
     sample = comp and comp.sample
     labels = None if comp is None else sorted(set(comp.train.label))
-    return submit(args.csv, args.competition, args.message, sample, labels, args.last,
+    said = submit(args.csv, args.competition, args.message, sample, labels, args.last,
                   args.dry_run)
+    if args.dry_run: return said
+    return f'{said}\nscore  kaggle competitions submissions {args.competition}'
 
 # %% ../nbs/90_cli.ipynb #9000a007
 def add_kaggle(
@@ -282,6 +325,7 @@ def parser()->argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog='vision-ft', description=says)
     commands = p.add_subparsers(dest='command', required=True, metavar='COMMAND')
     add_demo(commands)
+    add_plan(commands)
     add_compete(commands)
     add_predict(commands)
     add_kaggle(commands)

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from ..core import Preds, group_codes, open_rgb, parse_size
 from ..models import make_model, norm_stats, today
 from ..stats import compare_preds
+from ..data.images import read_pixels
 
 # %% ../../nbs/classify/18_baselines.ipynb #cae03d02
 BASELINES = ('largest class', 'SVC on pixels')
@@ -44,12 +45,6 @@ def _fit_simple(train, tables, seed):
              preds(BASELINES[1], t, svc.predict(thumbnails(t.path)))) for t in tables]
 
 # %% ../../nbs/classify/18_baselines.ipynb #18b00002
-def _pixels(path, size):
-    "(3,h,w) float32 in [0,1], the whole image at `size`, (height, width)"
-    window = size[::-1]
-    image = open_rgb(path, draft=(2*window[0], 2*window[1])).resize(window, Image.BILINEAR)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float()/255
-
 @torch.no_grad()
 def frozen_features(
     paths,           # image files
@@ -63,7 +58,8 @@ def frozen_features(
     mean, std = (torch.tensor(o, device=device)[:, None, None] for o in norm_stats(model))
     rows = []
     for i in tqdm(range(0, len(paths), bs), desc='features', leave=False, delay=10):
-        x = torch.stack([_pixels(f, size) for f in paths[i:i+bs]]).to(device)
+        pixels = np.stack([read_pixels(f, 'squish', size) for f in paths[i:i+bs]])
+        x = torch.from_numpy(pixels).to(device)/255
         features = model.forward_features((x-mean)/std)
         rows.append(model.forward_head(features, pre_logits=True).float().cpu())
     return torch.cat(rows).numpy()
@@ -158,7 +154,7 @@ def probe_verdict(
     "Whether fine-tuning beats the linear probe of the same weights"
     v = compare_preds(probe, tuned, groups)
     right = f'{v.n-v.wrong_after} of {v.n} images right, its probe {v.n-v.wrong_before}'
-    ends = f', 95% interval {100*v.low:+.1f} to {100*v.high:+.1f}' if v.low == v.low else ''
+    ends = f', 95% interval {100*v.low:+.1f} to {100*v.high:+.1f}' if not np.isnan(v.low) else ''
     if v.says == 'helped': says = 'fine-tuning beats the frozen features.'
     elif v.diff < 0: says = 'too little to tell whether fine-tuning beats the frozen features.'
     else: says = "fine-tuning doesn't beat the frozen features; try more steps or another lr."

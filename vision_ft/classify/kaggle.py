@@ -337,14 +337,15 @@ def read_competition(
 # %% ../../nbs/classify/23_kaggle.ipynb #23a0001d
 def training_split(
     comp:Competition,
-    csv,         # file of the split; read if it exists, never written
+    csv=None,    # file of the split; read if it exists, never written
     k:int=5,     # folds of a split that is made
     seed:int=42, # likewise
     groups=None  # likewise; as in `make_split`
 )->pd.DataFrame: # id, label, fold; fold 0 is the validation set
     "The split of the training images: the given one where there is one, else that of `saved_split`"
+    if comp.split is None and csv is None: return make_split(comp.train, k, seed, groups)
     if comp.split is None: return saved_split(comp.train, csv, k, seed, groups, write=False)
-    if changes := split_changes(csv, comp.train):
+    if csv is not None and (changes := split_changes(csv, comp.train)):
         warnings.warn(f'{csv}: since this split was made, {changes}.', stacklevel=2)
     return comp.split
 
@@ -470,10 +471,12 @@ def submit(
     for name, said in dict(competition=competition, message=message).items():
         if not str(said or '').strip():
             raise SettingsError(f'there is no {name}.', f'pass {name}=…, or --{name}.')
-    csv, new = Path(csv), check_submission(csv, sample, labels)
+    csv = Path(csv).expanduser()
+    new = check_submission(csv, sample, labels)
     kept = csv.with_suffix('.sent.csv')
     if last is None and kept.exists(): last = kept
     news = '' if last is None else f' {compare_submissions(new, read_text(last))}'
+    if sample is None: news += ' Its ids were not compared with a sample (--data).'
     about = f'{csv.name} with {len(new)} rows to {competition}: {message}.{news}'
     if dry_run: return f'Not sent, as asked: {about}'
     says = _send(api or _kaggle_api(), csv, message, competition)

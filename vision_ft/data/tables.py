@@ -41,6 +41,9 @@ def as_folder(
                         'pass the path of the folder that holds the images.')
     path = Path(folder).expanduser()
     if path.is_dir(): return path
+    if path.exists():
+        raise DataError(f'{folder} is a file, no folder.', 'pass the folder that holds the images; '
+                        'unpack an archive first.')
     raise DataError(f'there is no folder {folder}.', 'pass the folder that holds the images.')
 
 def need_columns(
@@ -157,7 +160,9 @@ def _named_files(names):
             skipped |= {str(folder/path): why for path, why in zip(out.path, out.why)}
         for f in found: ids.setdefault(os.path.normpath(Path(f).expanduser()), str(f))
     _check_utf8(ids)
-    if skipped: warnings.warn(f'left out: {count_reasons(skipped, skipped.values())}.', stacklevel=3)
+    if skipped:
+        said = count_reasons(skipped, skipped.values())
+        warnings.warn(f'left out: {said}.', stacklevel=3)
     return {i: Path(i).expanduser() for i in ids.values()}
 
 # %% ../../nbs/data/10_tables.ipynb #5a100014
@@ -171,7 +176,7 @@ def image_table(
         names = _as_names(images)
         folder = Path(names[0]).expanduser() if len(names) == 1 else None
         if folder and folder.is_dir():
-            files = {f.relative_to(folder).as_posix(): f for f in image_files(folder)}
+            files = {f.relative_to(folder).as_posix(): f for f in _list_folder(folder)[1]}
         else: files = _named_files(names)
         table = pd.DataFrame(files.items(), columns=['id', 'path'])
     if not len(table):
@@ -275,8 +280,9 @@ def _check_class_folders(folder, rel):
     parts = {o: words for o in sorted(inside) if (words := _part_words(o))}
     sure = [o for o in parts if _letters(o) not in _PARTS] # test_images is no class, 'test' may be
     if parts and (sure or len(inside) == 1 or len(set(parts.values())) > 1):
+        best = next((o for o in parts if _role(o) == 'train'), min(parts))
         raise DataError(f'{folder} holds {first_few(parts)}: parts of data, not its classes.',
-            f'pass the part with the class folders, such as {Path(folder)/min(parts)}. '
+            f'pass the part with the class folders, such as {Path(folder)/best}. '
             'To use several, name them train, valid and test, with class folders inside or a '
             'train.csv beside them: `vision-ft compete` and `read_competition` keep such a split.')
     first, *others = inside.values()
