@@ -353,8 +353,8 @@ def watch_batch_norm(
     if micro_bs < effective_bs:
         warnings.warn(f'{len(layers)} batch-norm layers see micro-batches of {micro_bs}, '
             f"not {effective_bs}: the update is not the full batch's. Choose a model with layer "
-            'norm, or freeze them: Learner(train_bn=False), requires_grad_(False) on their '
-            "parameters, fastai's BnFreeze.")
+            'norm, or freeze both of theirs: weights by requires_grad_(False) on their parameters, '
+            "statistics by fastai's BnFreeze, which acts on such layers only.")
     windows = Windows([(o,) for o in torch.arange(n).split(micro_bs)], effective_bs)
     if min(len(b[0]) for _ in windows for b in windows.window) > 1: return
     _refuse_single(layers, SettingsError(
