@@ -4,7 +4,7 @@
 #   make test    everything that CI checks
 #   make lab     JupyterLab on a copy of the chapters in .lab: run and change them at will
 #   make edit    JupyterLab on the chapters themselves, for those who change them
-#   make tidy    after that: export the library, clean the notebooks, write the README
+#   make tidy    after that: export the library, clean the notebooks, write the index and the README
 #   make bench   run the benchmarks in nbs/bench
 #   make docs    the chapters as a site of plain files in _docs
 #   make clean   remove what can be made again; results stay, and so does .venv

@@ -1,7 +1,8 @@
-"README.md from nbs/index.ipynb: `readme.py` writes it, `readme.py --check` says whether it is in step"
-import re, sys
+"The index with what it shows of other chapters, README.md and its figures: `readme.py` writes them, `readme.py --check` says whether they are in step"
+import base64, re, sys
 from pathlib import Path
 import nbformat
+from nbclient import NotebookClient
 from nbconvert import MarkdownExporter
 
 root = Path(__file__).resolve().parent.parent
@@ -35,6 +36,12 @@ def tidy_output(out):
     out.data = {kind: data[kind]}
     return out
 
+def describe(out, names):
+    "The text for readers who can't see a figure, as `#| fig-alt: …` has it, put where nbconvert looks for it"
+    alt = next((n.split(maxsplit=1)[1] for n in names if n.startswith('fig-alt ')), None)
+    if alt and 'image/png' in out.get('data', {}): out.metadata['image/png'] = dict(alt=alt)
+    return out
+
 def visible(nb):
     "`nb` as a reader sees it: hidden cells and directives gone, outputs tidy; exported cells are marked in their metadata"
     cells = []
@@ -45,7 +52,8 @@ def visible(nb):
         c.source = '' if names & {'hide_input', 'echo false'} else src
         if not c.source: c.metadata['transient'] = {'remove_source': True} # what nbconvert's templates look for
         c.metadata['exported'] = bool(names & {'export', 'exports'})
-        if c.cell_type == 'code': c.outputs = [] if names & {'hide_output', 'output false'} else [o for o in map(tidy_output, c.outputs) if o]
+        if c.cell_type == 'code':
+            c.outputs = [] if names & {'hide_output', 'output false'} else [describe(o, names) for o in map(tidy_output, c.outputs) if o]
         if c.source or c.get('outputs'): cells.append(c)
     nb.cells = cells
     return nb
@@ -71,23 +79,52 @@ def from_root(link):
     if not full.exists() or root not in full.parents: sys.exit(f'nbs/index.ipynb links to {link}, which is not in the repository. Fix: links are relative to nbs/.')
     return full.relative_to(root).as_posix() + (f'#{anchor}' if anchor else '')
 
+def as_file(out, figures):
+    "A figure becomes a link to a file, whose bytes are added to `figures`"
+    if 'image/png' not in out.get('data', {}): return
+    name = f'nbs/index_files/{len(figures)+1}.png'
+    figures[name] = base64.b64decode(out.data['image/png'])
+    alt = out.metadata.get('image/png', {}).get('alt')
+    if not alt: sys.exit('A figure of nbs/index.ipynb has no words for those who cannot see it. Fix: open its cell with #| fig-alt: …')
+    out.data = {'text/markdown': f'![{alt}]({name})'}
+
+def shown_anew(path):
+    """The notebook with its hidden cells run again, which read what other chapters show: titles, summaries, outputs
+
+    Cells that readers see keep their outputs: one of them trains."""
+    nb = nbformat.read(path, 4)
+    where = dict(metadata=dict(path=str(path.parent)))
+    client = NotebookClient(nb, extra_arguments=['--log-level=50'], record_timing=False, resources=where)
+    with client.setup_kernel():
+        for i, c in enumerate(nb.cells):
+            if c.cell_type == 'code' and directives(c.source)[0] & {'hide', 'hide_input'}: client.execute_cell(c, i)
+    for c in nb.cells:
+        for o in [c, *c.get('outputs', [])]:
+            if 'execution_count' in o: o.execution_count = None
+    return nb
+
 def render(path=root/'nbs/index.ipynb'):
-    "The text of the README"
+    "Path → bytes of the index, of the README and of the figures in it"
     if not path.exists(): sys.exit(f'{path.name} is missing. Fix: README.md is made from nbs/index.ipynb, so write that.')
-    nb = visible(nbformat.read(path, 4))
-    if any(k.startswith('image/') for c in nb.cells for o in c.get('outputs', []) for k in o.get('data', {})):
-        sys.exit('nbs/index.ipynb shows an image in an output, which README.md cannot hold. Fix: link to an image file from a Markdown cell.')
+    nb = shown_anew(path)
+    index = nbformat.writes(nb)+'\n'
+    figures = {}
+    nb = relink(visible(nb), from_root)
     for c in nb.cells:
         for o in c.get('outputs', []):
+            as_file(o, figures)
             if 'text/html' in o.get('data', {}): o.data['text/html'] = tidy(o.data['text/html'], '[^>]*')
-    text, _ = MarkdownExporter().from_notebook_node(relink(nb, from_root))
-    return head + re.sub(r'\n{3,}', '\n\n', re.sub(r'^[ \t]+$', '', text, flags=re.M)).strip() + '\n'
+    text, _ = MarkdownExporter().from_notebook_node(nb)
+    text = head + re.sub(r'\n{3,}', '\n\n', re.sub(r'^[ \t]+$', '', text, flags=re.M)).strip() + '\n'
+    return {'nbs/index.ipynb': index.encode(), 'README.md': text.encode()} | figures
 
 def main():
-    readme, text = root/'README.md', render()
-    same = readme.exists() and readme.read_text(encoding='utf-8') == text
-    if '--check' not in sys.argv: readme.write_text(text, encoding='utf-8')
-    elif not same: sys.exit('README.md is out of step with nbs/index.ipynb. Fix: .venv/bin/python .ci/readme.py')
-    print('README.md', 'in step' if same else 'written')
+    new = render()
+    off = [name for name, data in new.items() if not (root/name).exists() or (root/name).read_bytes() != data]
+    if off and '--check' in sys.argv: sys.exit(f'Out of step with the chapters: {", ".join(off)}. Fix: .venv/bin/python .ci/readme.py')
+    for name in off:
+        (root/name).parent.mkdir(exist_ok=True)
+        (root/name).write_bytes(new[name])
+    print(', '.join(off), 'written') if off else print(', '.join(new), 'in step')
 
 if __name__ == '__main__': main()

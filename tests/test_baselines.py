@@ -1,13 +1,57 @@
 "What a network has to beat"
-import pandas as pd
-from vision_ft.classify.baselines import BASELINES, fit_baselines
+from types import SimpleNamespace
+import numpy as np, pytest
+from vision_ft.core import Preds
+from vision_ft.classify import baselines as B
+from vision_ft.classify.baselines import BASELINES, choose_c, fit_baselines, linear_probe, named_probes, probe_verdict
 from vision_ft.data.tables import read_folder
 from vision_ft.samples import digits
 
-def test_baselines_predict_each_table(tmp_path):
+def net(**given): return SimpleNamespace(**dict(arch='tiny_convnext', pretrained='tiny', size=32, model_args={}) | given)
+
+@pytest.fixture
+def halves(tmp_path):
     t = read_folder(digits(tmp_path/'d')/'train_images').groupby('label').head(20)
-    train, test = t.iloc[::2], t.iloc[1::2]
+    return t.iloc[::2], t.iloc[1::2]
+
+def test_baselines_predict_each_table(halves):
+    train, test = halves
     (largest, svc), = fit_baselines(train, [test])
     assert [largest.name, svc.name] == list(BASELINES) and (largest.ids == test.id.to_numpy()).all()
     truth = dict(zip(test.id, test.label))
     assert svc.with_targets(truth).error < .3 < largest.with_targets(truth).error
+
+def test_a_probe_stands_beside_them_once_for_each_network(halves, monkeypatch):
+    "Seeds and batches make no other probe; sizes, weights and networks do; random weights have none"
+    train, test = halves
+    computed, features = [], B.frozen_features
+    monkeypatch.setattr(B, 'frozen_features', lambda paths, *a: computed.append(len(paths)) or features(paths, *a))
+    nets = [net(), net(seed=2), net(size=(32, 32)), net(arch='tiny_vit', pretrained=None)]
+    got = fit_baselines(train, [test, train], probes=nets)
+    assert [[p.name for p in row] for row in got] == [[*BASELINES, 'linear probe tiny_convnext 32']]*2
+    assert computed == [len(train), len(test), len(train)]
+    truth = dict(zip(test.id, test.label))
+    assert got[0][-1].with_targets(truth).error < .2 < got[0][0].with_targets(truth).error
+    again, = linear_probe(train, [test], 'tiny_convnext', 'tiny', 32)
+    assert np.array_equal(again.probs, got[0][-1].probs)
+    more = named_probes([net(), net(size=64), net(pretrained='a.pth'), net(size=(32, 64)), net(arch='tiny_swin')])
+    assert list(more) == [f'linear probe {n}' for n in ('tiny_convnext 32', 'tiny_convnext 64', 'tiny_convnext 32 (3)',
+                                                        'tiny_convnext 32x64', 'tiny_swin 32')]
+
+def test_c_is_chosen_with_copies_together():
+    "Noise: the weakest features must not look good because their copies are known"
+    rng = np.random.default_rng(0)
+    x, y = np.tile(rng.normal(size=(60, 40)), (4, 1)), np.tile(np.arange(60)%3, 4)
+    assert choose_c(x, y, np.tile(np.arange(60), 4)) < 1e-2 < choose_c(x, y)
+    assert choose_c(x[:5], np.array(list('aabbc'))) in B.C_GRID # a class of one image
+
+@pytest.mark.parametrize('wrong_probe, wrong_tuned, words', [
+    (40, 10, 'fine-tuning beats'), (12, 10, 'too little to tell'), (10, 10, "doesn't beat"), (10, 30, "doesn't beat")])
+def test_the_verdict_has_three_ends(wrong_probe, wrong_tuned, words):
+    def preds(wrong):
+        said = np.eye(2)[(np.arange(100) < wrong).astype(int)]
+        return Preds([str(i) for i in range(100)], ['a', 'b'], said, ['a']*100, 'net')
+    text = probe_verdict(preds(wrong_probe), preds(wrong_tuned))
+    assert words in text and f'{100-wrong_tuned} of 100 images right, its probe {100-wrong_probe} ' in text
+    alike = {str(i): 'one' for i in range(100)}
+    assert 'nan' not in probe_verdict(preds(wrong_probe), preds(wrong_tuned), alike)

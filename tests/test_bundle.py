@@ -3,7 +3,7 @@ import base64, dataclasses, hashlib, json, signal, subprocess, sys, time, zipfil
 from pathlib import Path
 import pandas as pd, pytest
 from vision_ft.classify import bundle as B
-from vision_ft.classify.bundle import (bundle, check_files, collect_wheels, missing_packages, read_bundle, read_image, run_until, time_limit,
+from vision_ft.classify.bundle import (bundle, bundle_notebook, check_files, collect_wheels, missing_packages, read_bundle, read_image, run_until, time_limit,
                                        without_models, write_wheel)
 from vision_ft.classify.compete import CompeteSettings, prepare
 from vision_ft.classify.settings import read_models, row_settings
@@ -77,7 +77,7 @@ def test_a_list_of_the_image_is_a_list(tmp_path):
     assert read_image(tmp_path/'i.txt') == {'torch': '2.10.0+cpu', 'huggingface-hub': '1.0'}
     (tmp_path/'i.txt').write_text('pandas==2\n')
     for path in (tmp_path/'i.txt', tmp_path/'none.txt'):
-        with pytest.raises(SettingsError, match='pip freeze > image.txt'): read_image(path)
+        with pytest.raises(SettingsError, match='pip list --format=freeze > image.txt'): read_image(path)
 
 # --- the bundle
 
@@ -136,6 +136,20 @@ def test_kaggles_own_client_takes_the_metadata(tmp_path, kaggle_server, capsys):
     assert not sent['enableInternet'] and sent['isPrivate'] and sent['kernelType'] == 'notebook'
     meta = json.loads((tmp_path/'b'/'dataset'/'dataset-metadata.json').read_text())
     assert 6 <= len(meta['title']) <= 50 and 6 <= len(meta['id'].split('/')[1]) <= 50 and len(meta['licenses']) == 1
+
+@pytest.mark.parametrize('competition,mount', [('digits', 'digits'), ('digits', 'competitions/digits'), (None, 'competitions/digits/unpacked')])
+def test_what_is_attached_is_found_at_any_depth(tmp_path, monkeypatch, competition, mount):
+    "Kaggle's mounts moved over time; an earlier output with a file of the competition's name doesn't mislead"
+    monkeypatch.setenv('VISION_FT_INPUT', str(tmp_path))
+    find = bundle_notebook('table', competition)['cells'][1]['source']
+    with pytest.raises(FileNotFoundError, match='data set of the bundle'): exec(find, {})
+    (tmp_path/'datasets'/'me'/'b').mkdir(parents=True)
+    (tmp_path/'datasets'/'me'/'b'/'bundle.json').touch()
+    (tmp_path/'datasets'/'me'/'digits').touch()
+    with pytest.raises(FileNotFoundError, match='the competition .* is not attached'): exec(find, {})
+    (tmp_path/mount/'test_images').mkdir(parents=True)
+    exec(find, found := {})
+    assert (found['DATA'], found['BUNDLE']) == (tmp_path/mount, tmp_path/'datasets'/'me'/'b')
 
 # --- the time of a session
 

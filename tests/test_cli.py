@@ -1,5 +1,5 @@
 "The command: what it asks for is what the library is given, refusals have no traceback, help loads nothing heavy"
-import dataclasses, subprocess, sys
+import dataclasses, re, shlex, subprocess, sys
 import pytest
 from vision_ft import cli
 from vision_ft.core import SettingsError
@@ -11,14 +11,16 @@ def test_every_option_reaches_its_field(monkeypatch):
     monkeypatch.setattr(cli, 'closing_words', str)
     given = {}
     monkeypatch.setattr(C, 'compete', lambda data, out, settings: given.update(data=data, out=out, settings=settings))
-    line = ('compete photos --out run --epochs 3 --device cpu --models paddy --effective-bs 32 --micro-bs auto --no-flip --folds 4 '
-            '--views plain hflip --ensemble-weights vit=2 swin=1 --groups g.csv --holdout .25 --workers 2 --seed 7')
+    line = ('compete photos --out run --epochs 3 --device cpu --arch vit_tiny_patch16_224,convnext_atto --size 160x128 --lr .002 --retrain '
+            '--effective-bs 32 --micro-bs auto --no-flip --folds 4 --views plain hflip --ensemble-weights vit=2 swin=1 --groups g.csv '
+            '--holdout .25 --workers 2 --seed 7')
     args = cli.parser().parse_args(line.split())
     args.run(args)
     assert (given['data'], given['out']) == ('photos', 'run')
     assert dataclasses.asdict(given['settings']) == dict(
-        models='paddy', effective_bs=32, epochs=3, micro_bs='auto', flip=False, views=['plain', 'hflip'], ensemble_weights=dict(vit=2., swin=1.),
-        groups='g.csv', holdout=.25, k=4, seed=7, device='cpu', num_workers=2)
+        models='auto', arch='vit_tiny_patch16_224,convnext_atto', size='160x128', lr=.002, effective_bs=32, epochs=3, micro_bs='auto', flip=False,
+        views=['plain', 'hflip'], ensemble_weights=dict(vit=2., swin=1.), groups='g.csv', holdout=.25, k=4, retrain=True, seed=7, device='cpu',
+        num_workers=2)
 
 def test_options_left_out_keep_the_defaults(monkeypatch):
     from vision_ft.classify import compete as C
@@ -27,7 +29,26 @@ def test_options_left_out_keep_the_defaults(monkeypatch):
     monkeypatch.setattr(C, 'compete', lambda data, out, settings: given.append(settings))
     args = cli.parser().parse_args(['compete', 'photos', '--out', 'run'])
     args.run(args)
-    assert given[0] == C.CompeteSettings(models='tiny_photos', ensemble_weights={})
+    assert given[0] == C.CompeteSettings(ensemble_weights={})
+
+def test_the_command_in_a_report_asks_for_the_same(monkeypatch):
+    from vision_ft.classify import compete as C
+    from vision_ft.classify.settings import command_line
+    monkeypatch.setattr(cli, 'closing_words', str)
+    given = []
+    monkeypatch.setattr(C, 'compete', lambda data, out, settings: given.append((data, out, settings)))
+    asked = C.CompeteSettings('my models.csv', size='160x128', lr=.002, epochs=3, effective_bs=32, micro_bs='auto', flip=False, views=['plain', 'hflip'],
+                              ensemble_weights=dict(vit=2., swin=.5), groups='g.csv', holdout=.25, k=4, seed=0, device='cpu', num_workers=0)
+    for s in (asked, C.CompeteSettings(ensemble_weights={}), C.CompeteSettings(arch='vit,swin', ensemble_weights={})):
+        words = shlex.split(command_line('my photos', 'a run', s))
+        args = cli.parser().parse_args(words[1:])
+        args.run(args)
+        assert given.pop() == ('my photos', 'a run', s)
+
+def test_help_names_every_column_and_preset():
+    from vision_ft.classify.settings import COLUMNS, presets
+    said = run('compete', '--help').stdout
+    assert all(re.search(rf'\b{name}\b', said) for name in [*COLUMNS, *presets()])
 
 @pytest.mark.parametrize('pairs', [['vit'], ['vit=two'], ['=']])
 def test_ensemble_weights_that_cannot_be_read(pairs):
@@ -37,6 +58,11 @@ def test_a_refusal_is_two_lines_and_status_2(tmp_path):
     got = run('compete', 'nowhere', '--out', 'run', cwd=tmp_path)
     assert got.returncode == 2 and 'Traceback' not in got.stderr
     assert got.stderr.strip().splitlines()[-1].strip().startswith('Fix: ') and not list(tmp_path.iterdir())
+
+@pytest.mark.parametrize('option', [['--epochs', '0'], ['--device', 'tpu']])
+def test_a_refused_demo_leaves_nothing_behind(tmp_path, option, capsys):
+    assert cli.main(['demo', '--out', str(tmp_path/'demo'), *option]) == 2
+    assert 'Fix: ' in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 def test_help_is_light():
     code = "import sys; from vision_ft.cli import parser; parser().format_help(); print([o for o in ('torch', 'fastai', 'pandas') if o in sys.modules])"
@@ -61,6 +87,19 @@ def test_predict_without_a_run_is_refused(tmp_path):
     got = run('predict', 'nowhere', 'new', '--out', 'l.csv', cwd=tmp_path)
     assert got.returncode == 2 and 'Fix: ' in got.stderr and not list(tmp_path.iterdir())
 
+def test_plan_gets_what_was_asked(monkeypatch, capsys):
+    from vision_ft.classify import plan as P
+    given = []
+    monkeypatch.setattr(P, 'plan', lambda *args: given.append(args) or 'the page')
+    line = ('plan photos --device 16GB --budget 9h --out p.html --models paddy --groups g.csv --error .1 --seconds 0 --epochs 3 --effective-bs 32 '
+            '--micro-bs auto --no-flip --folds 4 --views plain hflip --holdout .25 --workers 2 --seed 7 --size 96 --lr .01')
+    assert cli.main(line.split()) == 0 and capsys.readouterr().out == 'the page\n'
+    data, out, settings, budget, error, seconds = given[0]
+    assert (data, out, budget, error, seconds) == ('photos', 'p.html', '9h', .1, 0)
+    assert dataclasses.asdict(settings) == dict(
+        models='paddy', arch=None, size='96', lr=.01, retrain=False, effective_bs=32, epochs=3, micro_bs='auto', flip=False, views=['plain', 'hflip'], ensemble_weights={},
+        groups='g.csv', holdout=.25, k=4, seed=7, device='16GB', num_workers=2)
+
 def test_kaggle_bundle_gets_what_was_asked(monkeypatch, capsys):
     import pandas as pd
     from vision_ft.classify import bundle as B
@@ -84,9 +123,10 @@ def test_kaggle_rehearse_fails_where_something_would_break(monkeypatch, capsys, 
     from vision_ft.classify import rehearse as R
     given = []
     monkeypatch.setattr(R, 'rehearse', lambda *args: (given.append(args), R.Rehearsal(problems, [], 1., 1., Path('b')))[1])
-    assert cli.main('kaggle rehearse b --data d --time 1m --memory 2GB'.split()) == status
-    assert given == [('b', 'd', '1m', '2GB', None)]
+    assert cli.main('kaggle rehearse b --data d --time 1m --memory 2GB --earlier e'.split()) == status
+    assert given == [('b', 'd', '1m', '2GB', None, 'e')]
     said = capsys.readouterr()
+    assert ('kaggle kernels push -p b/notebook' in said.out) == (not problems)
     assert ('Nothing would break' in said.out) == (not problems) and ('example.org' in said.err) == bool(problems)
 
 def test_kaggle_submit_gets_what_was_asked(monkeypatch, capsys):
@@ -95,6 +135,8 @@ def test_kaggle_submit_gets_what_was_asked(monkeypatch, capsys):
     monkeypatch.setattr(K, 'submit', lambda *args: (given.append(args), 'sent')[1])
     assert cli.main('kaggle submit s.csv --competition c --message m --last l.csv --dry-run'.split()) == 0
     assert given == [('s.csv', 'c', 'm', None, None, 'l.csv', True)] and capsys.readouterr().out == 'sent\n'
+    assert cli.main('kaggle submit s.csv --competition c --message m'.split()) == 0
+    assert capsys.readouterr().out.splitlines() == ['sent', 'score  kaggle competitions submissions c']
 
 @pytest.mark.parametrize('lacks', ['--message m', '--competition c'])
 def test_kaggle_submit_needs_competition_and_message(lacks, capsys):

@@ -189,7 +189,45 @@ def test_every_mode_opens_as_rgb(tmp_path, mode):
     assert im.mode == 'RGB' and im.size == (4, 3)
     if mode in ('LA', 'RGBA', 'PA'): assert im.getextrema() == ((255, 255),)*3 # nothing but transparency
 
+def test_a_heic_photo_is_read_or_says_what_it_needs(tmp_path):
+    "By its content, whatever its name; a stand-in shows that the opener is registered only then"
+    from unittest import mock
+    from PIL import Image, UnidentifiedImageError
+    for name, brand in (('a.jpg', b'heic'), ('b.heic', b'mif1'), ('c.HEIC', b'hevx')): (tmp_path/name).write_bytes(b'\0\0\0\x18ftyp'+brand+b'\0'*20)
+    for name in ('a.jpg', 'b.heic', 'c.HEIC'):
+        with mock.patch.dict(sys.modules, pillow_heif=None), pytest.raises(DataError, match=f'{name} is HEIC') as e: core.open_rgb(tmp_path/name)
+        assert e.value.fix.startswith("pip install 'vision_ft[heic]'")
+        heif = mock.MagicMock(__spec__=mock.MagicMock())
+        with mock.patch.dict(sys.modules, pillow_heif=heif), pytest.raises(UnidentifiedImageError): core.open_rgb(tmp_path/name)
+        heif.register_heif_opener.assert_called_once()
+    Image.new('RGB', (4, 3)).save(tmp_path/'d.jpg')
+    with mock.patch.dict(sys.modules, pillow_heif=None): assert core.open_rgb(tmp_path/'d.jpg').size == (4, 3)
+    (tmp_path/'e.avif').write_bytes(b'\0\0\0\x18ftypavif'+b'\0'*20)
+    with pytest.raises((UnidentifiedImageError, OSError, SyntaxError)): core.open_rgb(tmp_path/'e.avif') # damaged, in a Pillow that reads AVIF
+    with mock.patch('PIL.features.get_supported', return_value=[]), mock.patch('PIL.Image.open', side_effect=UnidentifiedImageError), pytest.raises(DataError, match='is AVIF') as e:
+        core.open_rgb(tmp_path/'e.avif')
+    assert 'pillow>=11.3' in e.value.fix
+
+def test_a_heic_photo_is_upright_and_in_colour(tmp_path):
+    heif = pytest.importorskip('pillow_heif', reason="needs pip install 'vision_ft[heic]'")
+    from PIL import Image
+    seen = Image.new('RGB', (64, 48), 'red')
+    seen.paste('blue', (32, 0, 64, 48))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    heif.from_pillow(seen.transpose(Image.Transpose.ROTATE_90)).save(tmp_path/'a.heic', exif=exif.tobytes(), quality=95)
+    (tmp_path/'a.heic').rename(tmp_path/'a.jpg')
+    got = np.asarray(core.open_rgb(tmp_path/'a.jpg')).astype(int)
+    assert got.shape == (48, 64, 3) and got[24, 8, 0] > 200 > 60 > got[24, 8, 2] and got[24, 56, 2] > 200
+
 # --- groups of a whole folder and of a part of it
+
+def test_ids_of_groups_may_be_written_in_another_form():
+    ids = ['caf\xe9/1.jpg', 'b/2.jpg', 'c.jpg']
+    groups = {'cafe\u0301/1.jpg': 'x', './b/2.jpg': 'x', 'gone.jpg': 'x'}
+    assert core.group_codes(groups, ids).tolist() == [0, 0, 1] and list(groups_among(groups, ids).index) == ids[:2]
+    with pytest.warns(UserWarning, match=r"1 of 3 ids .* \['gone.jpg'\]; 1 of 3 images"): check_groups(groups, ids)
+    assert core.match_ids(['e\u0301', '\xe9'], ['e\u0301', '\xe9']) == ['e\u0301', '\xe9'] # two files that differ in their form alone
 
 def test_groups_that_name_absent_images_are_counted():
     groups = {'a.jpg': 1, 'b.jpg': 1, 'gone.jpg': 2}

@@ -9,7 +9,7 @@ from PIL import Image
 from vision_ft.classify.kaggle import (asked_classes, check_submission, label_shares, read_competition, read_sample, spell_ids, submission,
                                        submit, write_submission)
 from vision_ft.core import DataError, Preds, SettingsError, VisionFTError
-from vision_ft.data.tables import group_counts, make_split, read_split, save_split, saved_split
+from vision_ft.data.tables import group_counts, make_split, read_split, save_split, saved_split, split_rows
 
 def image(path, seed):
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -132,7 +132,8 @@ def test_probabilities_of_a_submission(tmp_path, head, rows, fine):
 
 def test_a_second_submission_is_compared_with_the_first(tmp_path):
     csv = write_submission(Preds(list('abcd'), ['x', 'y'], [[1, 0], [0, 1], [0, 1], [1, 0]]), tmp_path/'s.csv')
-    assert 'last' not in submit(csv, 'c', 'm', api=Api())
+    first = submit(csv, 'c', 'm', api=Api())
+    assert 'last' not in first and 'not compared with a sample (--data)' in first
     assert 'exactly the same' in submit(csv, 'c', 'm', api=Api())
     write_submission(Preds(list('dcba'), ['x', 'y'], [[1, 0], [0, 1], [0, 1], [0, 1]]), csv)
     assert '1 of 4 answers differ' in submit(csv, 'c', 'm', dry_run=True, api=Api())
@@ -311,28 +312,46 @@ def loose_with_a_csv(d):
 
 def parts_one_passed(d):
     plain(d/'train', cat=6, dog=6)
-    image(d/'test'/'1.png', 1)
-    refused(d, 'parts of data')
+    assert f'such as {d/"train"}' in refused(d, 'parts of data').fix
     return d/'train'
 
-def parts_renamed(d):
-    plain(d/'Train', cat=6, dog=6)
-    image(d/'Test'/'1.png', 90001)
-    refused(d, 'name the parts train_images and test_images')
-    (d/'Train').rename(d/'train_images')
-    (d/'Test').rename(d/'test_images')
-    return d
+def parts_without_train(d):
+    for part in ('valid', 'test'): plain(d/part, cat=6, dog=6)
+    assert f'such as {d/"test"}' in refused(d, 'parts of data').fix
+    return d/'test'
 
-def parts_with_a_csv(d):
+def parts_without_labels(d):
     train_csv(kaggle(d), CSV)
     for part in ('train', 'test'): (d/f'{part}_images').rename(d/part)
-    refused(d, 'parts of data')
-    for part in ('train', 'test'): (d/part).rename(d/f'{part}_images')
+    (d/'train.csv').rename(d/'labels.csv')
+    assert 'train.csv beside' in refused(d, 'parts of data').fix
+    (d/'labels.csv').rename(d/'train.csv')
+    return d
+
+def parts_twice(d):
+    for part in ('train_1', 'train_2', 'test'): plain(d/part, cat=6, dog=6)
+    assert 'join them in one folder' in refused(d, 'holds train_1, train_2: one part').fix
+    for f in (d/'train_2').glob('*/*'): f.rename(d/'train_1'/f.parent.name/f'more {f.name}')
+    shutil.rmtree(d/'train_2')
+    return d
+
+def unknown_class_of_valid(d):
+    plain(d/'train', cat=12, dog=12)
+    plain(d/'valid', cat=6, dog=6, emu=2)
+    assert 'or remove them' in refused(d, r"no training image has .*: \['emu'\]").fix
+    shutil.rmtree(d/'valid'/'emu')
+    return d
+
+def unknown_class_of_test(d):
+    plain(d/'train', cat=12, dog=12)
+    plain(d/'test', cat=6, dog=6, emu=2)
+    assert 'remove these folders' in refused(d, r"\['emu'\] are no classes").fix
+    shutil.rmtree(d/'test'/'emu')
     return d
 
 def other_suffixes(d):
     for f in plain(d, cat=6, dog=6).glob('*/*.png'): f.rename(f.with_suffix('.ppm'))
-    assert '12 .ppm' in str(refused(d, 'holds no images'))
+    assert '12 of the unknown kind .ppm' in str(refused(d, 'holds no images'))
     for f in d.glob('*/*.ppm'):
         Image.open(f).save(f.with_suffix('.png'))
         f.unlink()
@@ -343,7 +362,7 @@ def not_utf8(d):
     bad = os.fsencode(d/'cat')+b'/caf\xe9.png'
     try: os.rename(d/'cat'/'0.png', bad)
     except OSError: pytest.skip('this file system takes UTF-8 names only')
-    assert r'caf\udce9.png' in str(refused(d, 'not UTF-8'))
+    assert r'caf\udce9.png' in str(refused(d, 'not in UTF-8'))
     os.rename(bad, d/'cat'/'café.png')
     return d
 
@@ -351,7 +370,7 @@ def not_utf8_test(d):
     bad = os.fsencode(kaggle(d)/'test_images')+b'/\xe9.png'
     try: os.rename(d/'test_images'/'1.png', bad)
     except OSError: pytest.skip('this file system takes UTF-8 names only')
-    refused(d, 'not UTF-8')
+    refused(d, 'not in UTF-8')
     os.rename(bad, d/'test_images'/'1.png')
     return d
 
@@ -386,7 +405,7 @@ def broken_removed(d):
 
 def broken_test(d):
     (kaggle(d)/'test_images'/'1.png').write_bytes(b'')
-    refused(d, '1 test images cannot be read, such as 1')
+    refused(d, r'1 of 3 test images cannot be read: 1 empty: 0 bytes \(1\)')
     image(d/'test_images'/'1.png', 90001)
     return d
 
@@ -506,7 +525,7 @@ def csv_one_file_twice(d):
     return d
 
 def csv_repeats(d):
-    refused(train_csv(kaggle(d), CSV+'cat0.png,cat\n'), '1 rows repeat an id')
+    refused(train_csv(kaggle(d), CSV+'cat0.png,cat\n'), 'rows that repeat an id: 1')
     (d/'train.csv').write_text(CSV)
     return d
 
@@ -523,11 +542,12 @@ def two_of_a_class(d):
 
 def copies_of_a_class(d):
     for i in range(5): image(plain(d, cat=12, dog=12)/'emu'/f'{i}.png', 1)
-    refused(d, "class 'emu' has 5 images in 1 groups")
+    refused(d, "class 'emu' has 5 images in 1 group ")
     shutil.rmtree(d/'emu')
     return d
 
-CASES = [no_folder, no_test_images, loose_moved, loose_with_a_csv, parts_one_passed, parts_renamed, parts_with_a_csv,
+CASES = [no_folder, no_test_images, loose_moved, loose_with_a_csv, parts_one_passed, parts_without_train,
+         parts_without_labels, parts_twice, unknown_class_of_valid, unknown_class_of_test,
          other_suffixes, not_utf8, not_utf8_test, folder_above, one_class, one_image, broken_replaced, broken_removed,
          broken_test, sample_of_one_column, sample_twice, sample_and_files, one_probability_renamed,
          one_probability_of_three, wide_sample, sample_in_other_case, sample_of_places, solution_lacks,
@@ -551,10 +571,100 @@ def test_the_share_held_out_can_be_followed(tmp_path):
     share = float(re.search(r'--holdout ([\d.]+)', e.fix)[1])
     assert len(read_competition(data, holdout=share, holdout_csv=csv).test) == 8
     image(data/'cat'/'new.png', 99)
-    refused(data, '1 images added', holdout=share, holdout_csv=csv)
+    with pytest.warns(UserWarning, match='1 image new'): assert len(read_competition(data, holdout=share, holdout_csv=csv).holdout) == 25
     assert len(read_competition(data, holdout=share, holdout_csv=tmp_path/'other'/'holdout.csv').train) == 16 # another --out
     (data/'cat'/'new.png').unlink()
     assert read_competition(data, holdout=share, holdout_csv=csv)
     groups = dict.fromkeys([f'cat/{i}.png' for i in range(4)], 'plant')
     refused(data, 'made without these groups', holdout=share, groups=groups, holdout_csv=csv)
     assert read_competition(data, holdout=share, groups=groups, holdout_csv=tmp_path/'other'/'holdout.csv')
+
+# --- layouts in parts
+
+LAYOUTS = [(('train', 'valid', 'test'), ''), (('train', 'val', None), ''), (('Training', None, 'Testing'), ''), (('seg_train', None, 'seg_test'), ''),
+           (('train', 'validation', 'test'), 'set/set'), (('train_images', None, 'test_images'), ''), (('Train Set', 'dev-set', 'test_2024'), ''),
+           (('seg_train/seg_train', None, 'seg_test/seg_test'), 'archive'), (('training', 'validation', 'evaluation'), ''), (('train', 'eval', None), '')]
+
+@pytest.mark.parametrize('names,nested', LAYOUTS, ids=str)
+def test_the_usual_layouts_are_kept_as_splits(tmp_path, names, nested):
+    "Training, validation and test images come from their folders, ids are unique, the numbers are said"
+    root, (train, valid, test) = tmp_path/nested, names
+    (tmp_path/'__MACOSX').mkdir()
+    for k, (part, n) in enumerate([(train, 20), (valid, 5), (test, 4)]): # the same names in each part
+        for c in ('cat', 'dog'):
+            for i in range(n if part else 0): image(root/part/c/f'{i}.png', 10000*k+1000*(c == 'dog')+i)
+    (root/'.hidden').mkdir(); (root/'notes').mkdir()
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        comp = read_competition(tmp_path)
+    assert not set(comp.train.id) & set(comp.test.id) and comp.train.id.is_unique
+    assert all((root/i).samefile(p) for t in (comp.train, comp.test) for i, p in zip(t.id, t.path)) # ids are paths below the data
+    assert comp.truth == {i: Path(p).parent.name for i, p in zip(comp.test.id, comp.test.path)}
+    assert len(comp.test) == (8 if test else 8) and (comp.holdout is None) == bool(test) and (comp.split is None) == (not valid)
+    assert {i.split('/')[0] for i in comp.test.id} == {(test or train).split('/')[0]}
+    if valid:
+        fit, held = split_rows(comp.train, comp.split, 0)
+        assert {i.split('/')[0] for i in held.id} == {valid} and len(held) == 10 and {i.split('/')[0] for i in fit.id} == {train}
+        assert '10 in the given validation set' in repr(comp) and f'{len(fit)} training images' in repr(comp)
+        assert read_split(save_split(comp.split, tmp_path/'out'/'split.csv'), comp.train).equals(comp.split)
+
+def test_parts_by_csv_file_and_test_images_without_truth(tmp_path):
+    train_csv(kaggle(tmp_path), CSV)
+    for part in ('train', 'test'): (tmp_path/f'{part}_images').rename(tmp_path/part)
+    for i in range(4): image(tmp_path/'val'/f'{i}.png', 500+i)
+    (tmp_path/'val.csv').write_text('id,label\n'+''.join(f'{i},{c}\n' for i, c in enumerate(['cat', 'dog']*2)))
+    image(tmp_path/'extra'/'a.png', 1)
+    with pytest.warns(UserWarning, match=r'left out, since they are no part: extra \(1\)'): comp = read_competition(tmp_path)
+    assert comp.truth is None and comp.test.id.tolist() == ['1', '2', '3'] and comp.split.groupby('fold').size().to_dict() == {0: 4, 1: 12}
+    assert dict(zip(comp.train.id, comp.train.label))['val/1.png'] == 'dog'
+
+def test_images_and_groups_in_two_given_parts_are_counted(tmp_path):
+    for k, part in enumerate(('train', 'valid', 'test')):
+        for c in ('cat', 'dog'):
+            for i in range(6): image(tmp_path/part/c/f'{i}.png', 1000*k+100*(c == 'dog')+i)
+    for i in range(2): shutil.copy(tmp_path/'train'/'cat'/f'{i}.png', tmp_path/'valid'/'cat'/f'copy {i}.png')
+    shutil.copy(tmp_path/'valid'/'dog'/'0.png', tmp_path/'test'/'dog'/'copy.png')
+    with pytest.warns(UserWarning) as said: comp = read_competition(tmp_path, groups={'train/dog/1.png': 'plant', 'test/dog/1.png': 'plant'})
+    text = '\n'.join(str(w.message) for w in said)
+    assert len(said) == 3 and '2 of 14 valid images byte for byte in train too' in text and '1 of 13 test images byte for byte in valid too' in text
+    assert '1 group in several of train, valid, test' in text and said[0].filename == __file__
+    assert len(comp.train) == 26 and len(comp.test) == 13 # kept, as it was given
+
+def test_classes_named_like_parts_are_no_parts(tmp_path):
+    comp = read_competition(plain(tmp_path, train=12, bus=12, car=12))
+    assert set(comp.train.label) == {'train', 'bus', 'car'} and comp.split is None
+
+@pytest.mark.parametrize('path', [['a'], None, pd.DataFrame(), 'no/such', 5])
+def test_what_is_no_folder_is_refused_in_one_sentence(path):
+    with pytest.raises(DataError, match='no folder'): read_competition(path)
+
+def test_home_is_understood(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    plain(tmp_path/'data', cat=12, dog=12)
+    comp = read_competition('~/data')
+    assert len(comp.train) and write_submission(Preds(comp.test.id, ['cat', 'dog'], np.full((len(comp.test), 2), .5)), '~/s.csv') == tmp_path/'s.csv'
+    save_split(comp.holdout, '~/h.csv')
+    assert read_competition('~/data', holdout_csv='~/h.csv', seed=9).test.id.tolist() == comp.test.id.tolist()
+
+# --- the hold-out of a folder that changes
+
+def test_no_image_leaves_the_test_set_when_others_come_and_go(tmp_path):
+    data, csv = tmp_path/'data', tmp_path/'holdout.csv'
+    for k, c in enumerate(('cat', 'dog')):
+        for i in range(30): image(data/c/f'{c}{i}.png', 1000*k+i)
+    before = read_competition(data, holdout_csv=csv)
+    save_split(before.holdout, csv)
+    (data/before.train.id[0]).unlink()
+    (data/before.test.id[0]).unlink()
+    for i in range(7): image(data/'cat'/f'new {i}.png', 500+i)
+    moved = Path(before.test.id[1]) # the folder is its label, so this image gets another label and another id
+    (data/moved).rename(data/dict(cat='dog', dog='cat')[moved.parent.name]/moved.name)
+    shutil.copy(data/before.test.id[2], data/'dog'/'copy of a test image.png')
+    with pytest.warns(UserWarning, match=r'holdout.csv: since this split was made, 2 images gone .* 8 images new .* 1 image moved .*All others keep'):
+        after = read_competition(data, holdout_csv=csv)
+    assert not {Path(i).name for i in before.test.id} & {Path(i).name for i in after.train.id} and not set(before.train.id) & set(after.test.id)
+    assert 'dog/copy of a test image.png' in set(after.test.id)
+    save_split(after.holdout, csv)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert_frame_equal(read_competition(data, holdout_csv=csv).test, after.test)

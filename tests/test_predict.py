@@ -9,7 +9,7 @@ from vision_ft.classify.compete import compete
 from vision_ft.classify.settings import read_models
 from vision_ft.classify.train import train
 from vision_ft.core import DataError, Preds, PretrainedError, SettingsError, VisionFTError
-from vision_ft.data.tables import read_folder, read_text
+from vision_ft.data.tables import image_table, read_folder, read_text
 from vision_ft.samples import digits
 
 @pytest.fixture(scope='module')
@@ -104,7 +104,7 @@ def test_a_fault_that_is_no_file_is_not_hidden(vit, some, monkeypatch):
 def test_images_in_every_form(done, vit, some, tmp_path, monkeypatch):
     files = sorted(some.iterdir())
     names = [f.name for f in files]
-    ids = lambda images: P.list_images(images).id.tolist()
+    ids = lambda images: image_table(images).id.tolist()
     assert ids(some) == ids(str(some)) == names
     assert ids(files) == ids([*map(str, files)]) == ids(iter(files)) == ids(np.array(files, dtype=str)) == ids(str(some/'*.jpg')) == [*map(str, files)]
     assert ids(files[0]) == [str(files[0])] and ids(pd.DataFrame(dict(id=['a'], path=files[:1]))) == ['a']
@@ -132,7 +132,7 @@ def test_images_in_every_form(done, vit, some, tmp_path, monkeypatch):
 def test_images_that_are_none(images, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path/'empty').mkdir()
-    with pytest.raises(DataError, match=words): P.list_images(images)
+    with pytest.raises(DataError, match=words): image_table(images)
 
 # --- the run
 
@@ -229,7 +229,7 @@ def test_files_that_cannot_be_written(vit, some, tmp_path, monkeypatch):
         with pytest.raises(SettingsError, match=words): P.predict_csv(vit, some, out, progress=False)
     odd = os.fsdecode(os.fsencode(some)+b'/\xff.jpg')
     shutil.copy(sorted(some.iterdir())[0], odd)
-    with pytest.raises(DataError, match='not UTF-8'): P.predict_csv(vit, [odd], tmp_path/'x.csv', progress=False)
+    with pytest.raises(DataError, match='not in UTF-8'): P.predict_csv(vit, [odd], tmp_path/'x.csv', progress=False)
     os.unlink(odd)
     def full(*args, **kwargs): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     monkeypatch.setattr(pd.DataFrame, 'to_csv', full)

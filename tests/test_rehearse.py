@@ -40,6 +40,17 @@ def test_a_finished_run_predicts_there_what_it_predicted_here(tmp_path, data, ta
     assert {p: p.stat().st_mtime_ns for p in data.rglob('*')} == before and got.out == tmp_path/'b'/'out'
     assert .1 < got.peak_gb < 5 and 'fastai' not in ' '.join(got.notes)
 
+def test_a_second_session_takes_up_the_first(tmp_path, data, table):
+    "The output of an earlier session is attached: what is finished is not trained again, and the answer is the same"
+    first = tmp_path/'first'/'run'
+    compete(data, first, models=str(table), flip=False, progress=False)
+    bundle(table, tmp_path/'b', competition='digits', compete=CompeteSettings(flip=False))
+    got = rehearse(tmp_path/'b', data, time='5m', earlier=tmp_path/'first', progress=False)
+    assert got.problems == [], got
+    for file in ('runs/small/run.json', 'submission.csv'): assert (got.out/'working'/'run'/file).read_text() == (first/file).read_text()
+    with pytest.raises(SettingsError, match='(?s)would be replaced.*Fix: copy it'): rehearse(tmp_path/'b', data, earlier=got.out/'working')
+    assert (got.out/'working'/'submission.csv').exists()
+
 def test_what_is_refused_shows_even_where_it_is_caught(tmp_path, data, table):
     code = """import socket, subprocess
 def attempt(f, *args):

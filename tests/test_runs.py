@@ -3,8 +3,8 @@ import errno, os, shutil, signal, subprocess, sys
 from pathlib import Path
 from types import SimpleNamespace
 import pandas as pd, pytest
-from vision_ft.core import DataError, SettingsError
-from vision_ft.runs import Run, check_out, data_id, file_hash, list_runs, pretrained_id
+from vision_ft.core import DataError, SettingsError, atomic_path
+from vision_ft.runs import Run, check_out, data_id, file_hash, keep_before, list_runs, pretrained_id, settle
 
 no_room = OSError(errno.ENOSPC, 'No space left on device')
 
@@ -159,3 +159,57 @@ def test_outputs_need_a_folder_of_their_own_with_room(tmp_path, monkeypatch):
         with pytest.raises(SettingsError, match=says): check_out(out, tmp_path)
     monkeypatch.setattr(shutil, 'disk_usage', lambda p: SimpleNamespace(free=10**7))
     with pytest.raises(SettingsError, match='about 20 MB, and .* has 10 MB free'): check_out(tmp_path/'new', tmp_path/'data', need_mb=20)
+
+# --- the same command again
+
+RECORD = dict(arch='vit', lr=.01, data='then', device='cpu')
+IMAGES = pd.DataFrame([('train', 'a', 'cat', 'h1'), ('train', 'b', 'dog', 'h2'), ('valid', 'c', 'cat', 'h3')], columns=['part', 'id', 'label', 'hash'])
+CHANGES = [({}, IMAGES, 'kept', ''),
+           (dict(lr=.02), IMAGES, 'refused', 'lr 0.01 → 0.02'),
+           (dict(data='now'), IMAGES[1:], 'kept', '1 removed (a)'),
+           (dict(data='now'), pd.concat([IMAGES, IMAGES[:1].assign(id='d', hash='h4')]), 'kept', '1 added (d)'),
+           (dict(data='now'), IMAGES.assign(label='cat'), 'kept', '1 relabelled (b)'),
+           (dict(data='now', device='cuda'), IMAGES.assign(hash=['h1', 'x', 'h3']), 'kept', 'device cpu → cuda, images: 1 changed (b)'),
+           (dict(data='now'), IMAGES.assign(part=['valid', 'train', 'valid']), 'refused', 'though it learned them: 1'),
+           (dict(data='now', lr=.02), IMAGES[1:], 'refused', '1 removed (a)')]
+
+@pytest.mark.parametrize('change,images,fate,words', CHANGES)
+def test_what_changed_decides(tmp_path, change, images, fate, words):
+    "Without retrain kept or refused; with it trained again; whatever differs is said"
+    run, now = Run(tmp_path/'vit'), {**RECORD, **change}
+    with run.stage('train', RECORD): pass
+    IMAGES.to_csv(tmp_path/'then.csv', index=False)
+    ask = lambda **kw: settle([run], dict(vit=now), images, tmp_path, **kw)
+    if fate == 'refused':
+        with pytest.raises(SettingsError) as e: ask()
+        assert words in str(e.value) and '--retrain' in e.value.fix
+    else:
+        kept = ask()
+        assert kept.records == dict(vit=RECORD) and not kept.again and words in ' '.join(kept.says) and bool(kept.says) == bool(change)
+    again = ask(retrain=True)
+    assert (again.records, again.again) == (dict(vit=now), ['vit'] if change else []) and words in ' '.join(again.says)
+
+def test_without_the_list_of_images_the_rest_is_still_said(tmp_path):
+    with Run(tmp_path/'vit').stage('train', RECORD): pass
+    said = settle([Run(tmp_path/'vit')], dict(vit={**RECORD, 'data': 'now'}), IMAGES, tmp_path).says
+    assert 'other images' in said[0]
+
+@pytest.mark.parametrize('links', [True, False])
+def test_an_old_result_is_kept_whole_or_not_at_all(tmp_path, monkeypatch, links):
+    "Killed while it is kept, nothing counts; the second try keeps it; what is written later isn't seen in it"
+    out = tmp_path/'out'
+    with Run(out/'runs'/'vit').stage('train', RECORD): (out/'runs'/'vit'/'w').write_text('old')
+    (out/'runs.csv').write_text('old')
+    if not links: monkeypatch.setattr(os, 'link', raises(OSError('no links')))
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr('pathlib.Path.rename', raises(KeyboardInterrupt()))
+        keep_before(out, ['runs'], ['runs.csv'])
+    assert (out/'runs.csv').exists() and not [*(out/'before').glob('2*')]
+    kept = keep_before(out, ['runs', 'none'], ['runs.csv'])
+    again = keep_before(out, ['runs'], ['runs.csv'])
+    with Run(out/'runs'/'vit').stage('train', dict(RECORD, lr=.02)): atomic(out/'runs'/'vit'/'w', 'new')
+    assert (kept/'runs.csv').read_text() == (kept/'runs'/'vit'/'w').read_text() == 'old' and not (out/'runs.csv').exists()
+    assert Run(kept/'runs'/'vit').is_done('train', RECORD) and kept != again and not (again/'runs.csv').exists()
+
+def atomic(path, text):
+    with atomic_path(path) as tmp: tmp.write_text(text)

@@ -1,7 +1,8 @@
 "Settings of a training, and tables of models"
-import pytest
 from dataclasses import replace
-from vision_ft.classify.settings import TrainSettings
+import pandas as pd, pytest
+from vision_ft.classify.settings import (CompeteSettings, TrainSettings, arch_models, auto_preset, check_models, item_in_proportion, presets, read_models,
+                                         row_settings, save_models)
 from vision_ft.core import SettingsError
 
 def test_settings_read_what_they_wrote():
@@ -16,3 +17,68 @@ def test_settings_read_what_they_wrote():
     (dict(seed=2**32), 'seed must be'), (dict(item=''), "write it like 'squish 480'"), (dict(size='big'), 'not a size')])
 def test_settings_that_cannot_work(bad, words):
     with pytest.raises(SettingsError, match=words): TrainSettings('tiny_vit', **bad)
+
+# --- which models
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    "An empty cache of the hub, without network"
+    import huggingface_hub
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(tmp_path/'hub'))
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
+    return tmp_path/'hub'
+
+def seed_cache(cache, arch):
+    "Random weights where a download would have put the published ones"
+    import timm
+    from safetensors.torch import save_file
+    state = timm.create_model(arch).state_dict()
+    folder = cache/f'models--{timm.get_pretrained_cfg(arch).hf_hub_id.replace("/", "--")}'
+    (folder/'snapshots'/'0a1b').mkdir(parents=True)
+    (folder/'refs').mkdir()
+    (folder/'refs'/'main').write_text('0a1b')
+    save_file({k: v.contiguous() for k, v in state.items()}, folder/'snapshots'/'0a1b'/'model.safetensors')
+    return state
+
+def test_laptop_is_what_auto_means_where_its_weights_are(cache, tmp_path):
+    "Each network of the preset loads from the hub's cache, at its size; where one is missing, auto says which, and what it takes instead"
+    from vision_ft.models import make_model
+    import torch
+    archs = [r['arch'] for r in read_models('laptop')]
+    states = {a: seed_cache(cache, a) for a in archs[:2]}
+    preset, why = auto_preset('cpu')
+    assert preset == 'tiny_photos' and archs[2] in why and 'laptop' in why
+    states[archs[2]] = seed_cache(cache, archs[2])
+    models = check_models(CompeteSettings(device='cpu'), tmp_path/'out')
+    assert len(models.says) == 1 and 'laptop' in models.says[0] and [t.arch for t in models.trainings.values()] == archs
+    for t in models.trainings.values():
+        assert t.pretrained == 'hub' and 160 <= t.size[0] <= 224
+        model, said = make_model(t.arch, 3, 'hub', t.size), states[t.arch]
+        assert model.eval()(torch.zeros(1, 3, *t.size)).shape == (1, 3)
+        same = [k for k, v in model.state_dict().items() if k in said and v.shape == said[k].shape and v.is_floating_point() and v.std() > 0]
+        assert len(same) > 20 and all(torch.equal(model.state_dict()[k], said[k]) for k in same)
+
+def test_auto_keeps_what_the_folder_was_made_with(cache, tmp_path):
+    save_models(read_models('tiny'), tmp_path/'models.csv')
+    models = check_models(CompeteSettings(device='cpu'), tmp_path)
+    assert models.rows == read_models('tiny') and 'models.csv' in models.says[0]
+
+def test_an_architecture_alone_has_the_row_that_was_chosen_for_it(cache):
+    seed_cache(cache, 'convnext_atto.d2_in1k')
+    rows, says = arch_models('tiny_vit, convnext_atto,regnetx_002')
+    tiny, atto, other = map(row_settings, rows)
+    laptop, = (row_settings(r) for r in read_models('laptop') if r['name'] == 'convnext_atto')
+    assert (tiny.pretrained, tiny.lr) == ('tiny', .001) and replace(atto, arch=laptop.arch) == laptop
+    assert other.pretrained is None and len(says) == 1 and says[0].startswith('regnetx_002: no pretrained weights')
+
+def test_options_replace_what_rows_say():
+    for preset in presets():
+        for row in read_models(preset):
+            s, own = row_settings(row, lr=.123, epochs=2, size='64x32'), row_settings(row)
+            assert (s.lr, s.epochs, s.size, s.pretrained, s.effective_bs) == (.123, 2, (64, 32), own.pretrained, own.effective_bs)
+    assert row_settings(dict(name='a', arch='tiny_vit', accum=4), micro_bs=8).micro_bs == 8
+
+@pytest.mark.parametrize('said,size,item', [
+    (dict(item='squish 480', size=224), 224, 'squish 480'), (dict(item='squish 480', size=224), 112, 'squish 240'), (dict(), 448, 'squish 960'),
+    (dict(item='crop 640x480', size='320x224'), '160x112', 'crop 320x240'), (dict(item='pad 128', size=64), '128x64', 'pad 256')])
+def test_another_size_takes_images_along(said, size, item): assert item_in_proportion(said, size) == item

@@ -1,14 +1,16 @@
 "Properties of tables and splits that examples can't cover"
-import os, re, tempfile, time, warnings
+import os, re, sys, tempfile, time, warnings
 from pathlib import Path
-import pandas as pd, pytest, sklearn
+from unittest import mock
+import numpy as np, pandas as pd, pytest, sklearn
 from hypothesis import HealthCheck, assume, given, settings, strategies as st
 from pandas.testing import assert_frame_equal
 from packaging.version import parse
 from PIL import Image
 from vision_ft.core import DataError, SettingsError
-from vision_ft.data.tables import (check_table, group_counts, group_pairs, image_files, leaks, make_split, read_csv, read_folder,
-                                   read_split, read_text, same_bytes, save_split, saved_split, split_rows)
+from vision_ft.data.tables import (check_table, drop_unreadable, group_counts, group_pairs, image_files, image_table, label_counts, leaks, make_split,
+                                   plot_label_counts, read_csv, read_folder, read_split, read_text, same_bytes, save_split, saved_split, split_changes,
+                                   split_rows, trial_set, update_split)
 
 quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 # text that CSV readers like to change: numbers, gaps, quotes, commas
@@ -59,10 +61,10 @@ def test_a_saved_split_keeps_every_character_and_notices_every_change(labels, da
         assert back.to_dict('list') == split.to_dict('list')
         i = data.draw(st.integers(0, len(df)-1))
         added, relabelled = pd.concat([df, pd.DataFrame(dict(id=['new.jpg'], label=['a']))]), df.assign(label=[l+'!' if j == i else l for j, l in enumerate(df.label)])
-        with pytest.raises(DataError, match='1 images added'): read_split(csv, added)
-        with pytest.raises(DataError, match='1 images relabelled'): read_split(csv, relabelled)
+        with pytest.raises(DataError, match='1 image new'): read_split(csv, added)
+        with pytest.raises(DataError, match='1 image with another label'): read_split(csv, relabelled)
         if len(df) > 1:
-            with pytest.raises(DataError, match='1 images removed'): read_split(csv, df.drop(index=i))
+            with pytest.raises(DataError, match='1 image gone'): read_split(csv, df.drop(index=i))
 
 @quick
 @given(st.dictionaries(st.text('01289', min_size=1, max_size=5), st.sampled_from(['NA', '01', 'blast']), min_size=1, max_size=8), st.booleans(), st.booleans())
@@ -183,6 +185,8 @@ def test_20000_rows_are_read_and_checked_in_linear_time(tmp_path):
 
 # --- classes and files
 
+def no_heic(): return mock.patch.dict(sys.modules, pillow_heif=None) # as if it were not installed
+
 def drawn(folder, **classes):
     for c, (label, n) in enumerate(classes.items()):
         (folder/label).mkdir(parents=True)
@@ -236,7 +240,9 @@ def test_files_of_other_kinds_are_counted(tmp_path):
     drawn(tmp_path, cat=2, dog=2)
     for name in ('a.heic', 'b.HEIC', 'raw', 'notes.txt', 'Thumbs.db', '.hidden.heic'): (tmp_path/'cat'/name).touch()
     for name in ('more.jfif', 'more.avif', 'more.JPG'): Image.new('RGB', (8, 8)).save(tmp_path/'dog'/name)
-    with pytest.warns(UserWarning, match=r'left out: 1 without a suffix, 2 \.heic\.'): df = read_folder(tmp_path)
+    with no_heic(), pytest.warns(UserWarning) as said: df = read_folder(tmp_path)
+    assert str(said[0].message) == (f"{tmp_path}: left out: 1 hidden (cat/.hidden.heic); 2 .heic, which needs pip install 'vision_ft[heic]' "
+                                    '(cat/a.heic …); 1 without a suffix (cat/raw).') and said[0].filename == __file__
     assert len(check_table(df)) == 7 and {'dog/more.jfif', 'dog/more.avif', 'dog/more.JPG'} < set(df.id)
 
 def test_a_file_name_that_is_not_utf8_is_refused_by_name(tmp_path):
@@ -244,7 +250,7 @@ def test_a_file_name_that_is_not_utf8_is_refused_by_name(tmp_path):
     try: os.rename(tmp_path/'cat'/'0.png', os.fsencode(tmp_path)+b'/cat/caf\xe9.png')
     except OSError: pytest.skip('this file system takes UTF-8 names only')
     for read in (read_folder, image_files):
-        with pytest.raises(DataError, match=r'1 file names are not UTF-8, such as .*caf\\udce9\.png') as e: read(tmp_path)
+        with pytest.raises(DataError, match=r'1 file name not in UTF-8, such as .*caf\\udce9\.png') as e: read(tmp_path)
         str(e.value).encode() # can be printed
 
 # --- splits: what is advised works
@@ -281,7 +287,7 @@ def test_advice_about_a_saved_split(tmp_path):
     assert saved_split(df, csv, 3).equals(split) and set(saved_split(df, tmp_path/'out'/'split.csv', 5).fold) == set(range(5))
     groups = dict.fromkeys(df.id[::2], 'plant')
     assert 'another --out' in fix(DataError, saved_split, df, csv, 3, groups={**groups, '001.jpg': 'plant'})
-    assert 'another --out' in fix(DataError, saved_split, df[2:], csv, 3)
+    assert 'another --out' in fix(DataError, saved_split, df[14:], csv, 3)
     assert saved_split(df, csv, 3).equals(split) # data given back
     assert 'use one of 0, 1, 2' in fix(SettingsError, split_rows, df, split, 3)
     assert 'another name' in fix(DataError, save_split, split.assign(fold=2-split.fold), csv)
@@ -307,3 +313,153 @@ def test_asking_for_a_split_without_writing_leaves_no_file(tmp_path):
     assert sorted(tmp_path.rglob('*')) == before and split.equals(make_split(df, 3, 7))
     save_split(split, tmp_path/'out'/'split.csv')
     for write in (True, False): assert saved_split(df, tmp_path/'out'/'split.csv', 3, write=write).equals(split)
+
+# --- what is left out, or can't be read
+
+def test_a_class_that_would_vanish_is_refused_and_rows_are_told_why(tmp_path):
+    "All photos of a class are HEIC, and so is an image that a CSV file names"
+    drawn(tmp_path, cat=2, dog=2)
+    (tmp_path/'emu').mkdir()
+    (tmp_path/'emu'/'0.heic').touch()
+    (csv := tmp_path/'train.csv').write_text('id,label\ncat/0.png,cat\nemu/0.heic,emu\n')
+    with no_heic(), warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        with pytest.raises(DataError, match=r"no image of emu can be read: 1 .heic, which needs pip install 'vision_ft\[heic\]'"): read_folder(tmp_path)
+        with pytest.raises(DataError, match=r'emu/0.heic; left out there: 1 .heic, which needs pip'): read_csv(csv, tmp_path)
+    with mock.patch.dict(sys.modules, pillow_heif=mock.MagicMock(__spec__=mock.MagicMock())), warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert set(read_folder(tmp_path).label) == {'cat', 'dog', 'emu'} and 'emu/0.heic' in set(read_csv(csv, tmp_path).id)
+
+def test_heic_and_avif_are_read_like_other_images(tmp_path):
+    heif = pytest.importorskip('pillow_heif', reason="needs pip install 'vision_ft[heic]'")
+    heif.register_heif_opener()
+    drawn(tmp_path, cat=2, dog=2)
+    for suffix in ('heic', 'avif'): Image.new('RGB', (8, 8), 'red').save(tmp_path/'dog'/f'photo.{suffix}')
+    (tmp_path/'dog'/'photo.heic').rename(tmp_path/'dog'/'named.jpg') # as messengers do
+    Image.new('RGB', (8, 8)).save(tmp_path/'dog'/'other.HEIC', format='HEIF')
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert len(check_table(read_folder(tmp_path))) == 7
+
+def test_images_that_cannot_be_read_are_counted_by_reason(tmp_path):
+    df = read_folder(drawn(tmp_path, cat=5, dog=5))
+    for i in (0, 1): (tmp_path/'cat'/f'{i}.png').write_bytes(b'')
+    for i in (0, 1): Image.fromarray(np.zeros((8, 8), np.uint16)).save(tmp_path/'dog'/f'{i}.png')
+    (tmp_path/'dog'/'2.png').write_bytes(b'\0\0\0\x18ftypheic')
+    (tmp_path/'dog'/'3.png').write_text('<html>')
+    with no_heic(), pytest.raises(DataError) as e: check_table(df)
+    said = str(e.value)
+    assert '6 of 10 images cannot be read: 2 empty: 0 bytes (cat/0.png …); 2 more than 8 bits a channel (mode I;16), which RGB would turn white (dog/0.png …)' in said
+    assert "1 HEIC, which is not read here. pip install 'vision_ft[heic]'" in said and '1 UnidentifiedImageError' in said and str(tmp_path) not in said
+    assert len(drop_unreadable(df)[0]) == 4
+
+# --- whatever names images
+
+def test_images_are_given_in_any_form(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    data, files = drawn(tmp_path/'data', cat=2), [tmp_path/'data'/'cat'/f'{i}.png' for i in range(2)]
+    forms = [data, str(data), '~/data', 'data', files, [str(f) for f in files], tuple(files), iter(files), np.array([str(f) for f in files]), pd.Series(files),
+             '~/data/cat/*.png', 'data/**/*.png', Path('data/cat/*.png'), read_folder(data), ['data/cat/0.png', '~/data/cat/1.png']]
+    for form in forms:
+        table = image_table(form)
+        assert [Path(p).resolve() for p in table.path] == files and table.id.is_unique, form
+    assert image_table(files[0]).path.tolist() == [str(files[0])] and image_table(['cat/0.png'], root=data).path.tolist() == [str(files[0])]
+    (tmp_path/'data'/'cat'/'._0.png').touch()
+    for form in ([data], data, [data, files[0]], 'data/*'): # one warning, at the caller
+        with pytest.warns(UserWarning, match='left out: 1 hidden') as said: assert len(image_table(form)) == 2
+        assert [w.filename for w in said] == [__file__]
+    for bad, says in ((None, 'names no files'), ([3], 'names no files'), ({'a': 1}, 'names no files'), ('no/*.png', 'no image is named like'), ('x.png', 'do not exist'), ([], 'no images'),
+                      (files+files, 'more than once'), (pd.DataFrame(dict(id=['a'])), 'no column path'), (pd.DataFrame(dict(id=['a', 'a'], path=[files[0]]*2)), 'more than once')):
+        with pytest.raises(DataError, match=says) as e: image_table(bad)
+        assert e.value.fix
+
+@pytest.mark.parametrize('given', [None, 'photos', ['a.jpg'], Path('x'), 5, pd.DataFrame(dict(a=[1]))], ids=repr)
+def test_what_is_no_table_is_refused_in_one_sentence(given):
+    good = pd.DataFrame(dict(id=['a'], label=['x'], fold=[0], path=['']))
+    calls = [lambda: check_table(given), lambda: make_split(given), lambda: label_counts(given), lambda: trial_set(given), lambda: plot_label_counts(given),
+             lambda: drop_unreadable(given), lambda: group_counts(given), lambda: same_bytes(given, good), lambda: same_bytes(good, given), lambda: leaks(given, {'a': 1}),
+             lambda: save_split(given, 'x.csv'), lambda: saved_split(given, 'x.csv'), lambda: split_rows(given, good, 0), lambda: split_rows(good, given, 0),
+             lambda: update_split(given, good), lambda: update_split(good, given), lambda: split_changes(good, given)]
+    for call in calls:
+        with pytest.raises(DataError, match='is no table|the table has no column'): call()
+
+@pytest.mark.parametrize('given', [None, ['a'], 5, pd.DataFrame()], ids=repr)
+def test_what_is_no_path_is_refused_in_one_sentence(tmp_path, given):
+    (csv := tmp_path/'t.csv').write_text('id,label\na.png,cat\n')
+    for call in (image_files, read_folder):
+        with pytest.raises(DataError, match='no folder'): call(given)
+    with pytest.raises(DataError, match='no folder'): read_csv(csv, given)
+    for call in (read_text, read_split, lambda given: read_csv(given, tmp_path)):
+        with pytest.raises(DataError, match='no file'): call(given)
+
+# --- splits of data that change
+
+@quick
+@given(st.lists(st.tuples(st.sampled_from('abc'), st.integers(0, 40)), min_size=12, max_size=60), st.integers(2, 4), st.integers(0, 9), st.data())
+def test_a_changed_table_moves_no_image_that_stays(rows, k, seed, data):
+    with tempfile.TemporaryDirectory() as tmp, warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        df = files(tmp, [(l, f'image {c}') for l, c in rows])
+        groups = {i: g for i, g in zip(df.id, data.draw(st.lists(st.integers(0, 30), min_size=len(df), max_size=len(df)))) if g > 15}
+        old = df.iloc[sorted(data.draw(st.sets(st.integers(0, len(df)-1), min_size=len(df)*2//3)))]
+        try: split = make_split(old, k, seed, groups)
+        except DataError: assume(False)
+        csv = save_split(split, Path(tmp)/'split.csv')
+        now = df.drop(index=data.draw(st.sets(st.sampled_from(old.index.tolist()), max_size=len(old)//3)))
+        try: new = saved_split(now, csv, k, seed, groups)
+        except DataError as e: # groups or copies that bridge two folds, or too little left
+            assert 'without these groups' in str(e) or 'is left' in str(e) or 'new class' in str(e)
+            assume(False)
+        fold = split.set_index('id').fold
+        stay = new[new.id.isin(fold.index)]
+        assert sorted(new.id) == sorted(now.id) and stay.fold.tolist() == fold[stay.id].tolist() and dict(zip(new.id, new.label)) == dict(zip(now.id, now.label))
+        assert not len(leaks(new, groups)) or not groups
+        assert_frame_equal(saved_split(now.sample(frac=1, random_state=seed), csv, k, seed+1, groups), new) # written once, read ever after
+
+def test_new_images_are_dealt_evenly_and_by_class(tmp_path):
+    df = files(tmp_path, [('abc'[i % 3], str(i)) for i in range(150)])
+    split = update_split(make_split(df[:90], 5), df)
+    n = pd.crosstab(split.fold, split.label)
+    assert (n.max()-n.min()).max() <= 1 and split.groupby('fold').size().agg(['min', 'max']).diff().iloc[-1] <= 3
+    assert_frame_equal(update_split(make_split(df[:90], 5), df.sample(frac=1, random_state=0)), split)
+
+def test_new_copies_and_groups_join_the_old(tmp_path):
+    df = files(tmp_path, [('ab'[i % 2], str(i)) for i in range(40)]+[('ab'[i % 2], str(i)) for i in range(10)])
+    split = make_split(df[:30], 3)
+    new = update_split(split, df, groups={'031.jpg': 'plant', '003.jpg': 'plant', '032.jpg': 'other', '034.jpg': 'other'}).set_index('id').fold
+    assert [new[f'{40+i:03d}.jpg'] for i in range(10)] == [new[f'{i:03d}.jpg'] for i in range(10)]
+    assert new['031.jpg'] == new['003.jpg'] and new['032.jpg'] == new['034.jpg']
+
+def test_what_changed_is_said_once_and_the_file_follows(tmp_path):
+    df, csv = files(tmp_path, [('ab'[i % 2], str(i)) for i in range(30)]), tmp_path/'split.csv'
+    saved_split(df[:29], csv, 3)
+    now = df[2:].assign(label=['b' if i == '004.jpg' else l for i, l in zip(df.id[2:], df.label[2:])])
+    changes = split_changes(csv, now)
+    assert str(changes) == '2 images gone (000.jpg, 001.jpg), 1 image new (029.jpg), 1 image with another label (004.jpg)'
+    assert changes and changes.gone == ['000.jpg', '001.jpg'] and changes.new == ['029.jpg'] and not split_changes(tmp_path/'none.csv', now)
+    before = csv.read_bytes()
+    with pytest.warns(UserWarning, match='split.csv: since this split was made, 2 images gone.* All others keep') as said: new = saved_split(now, csv, 3, write=False)
+    assert csv.read_bytes() == before and [w.filename for w in said] == [__file__], [str(w) for w in said]
+    save_split(new, csv)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert_frame_equal(saved_split(now, csv, 3, seed=7), new)
+    assert 'another --out' in fix(DataError, saved_split, df.assign(id='x'+df.id), csv, 3) # other data
+    assert 'another name' in fix(DataError, save_split, make_split(df.assign(id='x'+df.id), 3), csv)
+    assert 'another --out' in fix(DataError, saved_split, pd.concat([now, df[:1].assign(label='new')]), csv, 3)
+
+def test_ids_in_another_unicode_form_are_the_same_images(tmp_path):
+    "A split and groups that were written on another machine"
+    df = files(tmp_path, [('ab'[i % 2], str(i)) for i in range(12)])
+    df['id'] = [f'caf\xe9/{i}' for i in df.id]
+    other = df.assign(id=[f'./cafe\u0301/{i[5:]}' for i in df.id])
+    split = saved_split(df, tmp_path/'split.csv', 3)
+    groups = dict.fromkeys(other.id[:5:2], 'plant')
+    assert split_rows(other, split, 0)[1].id.tolist() == [f'./cafe\u0301/{i[5:]}' for i in split_rows(df, split, 0)[1].id]
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        back = saved_split(other, tmp_path/'split.csv', 3)
+        assert set(back.id) == set(other.id) and back.fold.tolist() == split.fold.tolist() and read_split(tmp_path/'split.csv', other).equals(back)
+        grouped = make_split(df, 3, groups=groups).set_index('id').fold
+    assert grouped[df.id[:5:2]].nunique() == 1 and not len(leaks(grouped.reset_index().merge(df), groups))

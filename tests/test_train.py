@@ -44,7 +44,7 @@ def test_a_field_beside_settings_counts_and_an_unknown_one_is_refused(tables):
 # --- tables
 
 @pytest.mark.parametrize('change,words', [
-    (lambda t, v: (t.drop(columns='path'), v), 'needs the columns'), (lambda t, v: (t, v[:0]), 'validation table has no rows'),
+    (lambda t, v: (t.drop(columns='path'), v), 'no column path'), (lambda t, v: (t, v.path.tolist()), 'a list is no table'), (lambda t, v: (t, v[:0]), 'validation table has no rows'),
     (lambda t, v: (t.assign(label=None), v), '40 rows of the training table have no label'), (lambda t, v: (t[:1], v), 'would learn nothing else'),
     (lambda t, v: (t, v.assign(path='nowhere.png')), '20 images of the validation table are not there'),
     (lambda t, v: (t, v.assign(label='x')), 'not among the training labels'), (lambda t, v: (t, pd.concat([v, t[:1]])), 'both in training and in validation')])

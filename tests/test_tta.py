@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 from vision_ft.classify import tta as T
 from vision_ft.core import DataError, Preds, SettingsError
-from vision_ft.data.tables import drop_unreadable
+from vision_ft.data.tables import drop_unreadable, image_table
 from vision_ft.samples import digits
 from vision_ft.stats import compare_preds
 
@@ -369,7 +369,7 @@ def test_learners_that_read_no_single_image(photos):
 @pytest.mark.parametrize('change,says', [
     (lambda t: t.drop(columns='path'), 'no column path'), (lambda t: t[['label']], 'no column id and no path'), (lambda t: t[:0], 'no images'),
     (lambda t: pd.concat([t, t]), '15 ids come more than once'), (lambda t: t.assign(path='nowhere.png'), '15 of 15 files do not exist'),
-    (lambda t: t.assign(path=[None, *t.path[1:]]), '1 of 15 files do not exist'), (lambda t: [], 'no images'), (lambda t: 'new/*.jpg', 'no file is named like new'), (lambda t: Image.new('RGB', (9, 9)), 'Image names no files'), (lambda t: {'a': 1}, 'dict names no files'), (lambda t: [1, 2], 'list names no files'),
+    (lambda t: t.assign(path=[None, *t.path[1:]]), '1 of 15 files do not exist'), (lambda t: [], 'no images'), (lambda t: 'new/*.jpg', 'no image is named like new'), (lambda t: Image.new('RGB', (9, 9)), 'Image names no files'), (lambda t: {'a': 1}, 'dict names no files'), (lambda t: [1, 2], 'int names no files'),
     (lambda t: DataLoader(pics), 'DataLoader names no files'), (lambda t: t.path.tolist()*2, 'more than once')])
 def test_tables_that_do_not_fit(photos, change, says, monkeypatch):
     learn, images = learner(block(photos)), change(photos[2])
@@ -381,11 +381,11 @@ def test_images_may_be_named_in_any_way(photos, tmp_path, monkeypatch):
     monkeypatch.setenv('HOME', str(root))
     ways = [root/'train', str(root/'train'), '~/train', [root/'train'], [root/'train'/c for c in 'abc'], root/'train'/'*'/'*.png', str(root/'train'/'**'/'*.png'),
             files, tuple(map(str, files)), pd.Series(table.path), np.array(table.path), (f for f in files), iter(files), [*files[:5], root/'train'/'b', root/'train'/'c*'/'*']]
-    for images in ways: assert T.image_table(images).path.tolist() == table.path.tolist()
-    assert T.image_table(root/'train').id.tolist() == table.id.tolist()
+    for images in ways: assert image_table(images).path.tolist() == table.path.tolist()
+    assert image_table(root/'train').id.tolist() == table.id.tolist()
     odd = root/'train'/'a'/'[1]*.png'
     odd.write_bytes(files[0].read_bytes())
-    try: assert T.image_table(odd).path.tolist() == [str(odd)] # a file of that name is no pattern
+    try: assert image_table(odd).path.tolist() == [str(odd)] # a file of that name is no pattern
     finally: odd.unlink()
     learn = learner(block(photos))
     for images in ([files[0]], files[0], str(files[0])): assert len(T.tta(learn, images, progress=False)) == 1
@@ -396,7 +396,7 @@ def test_an_unreadable_file_is_named(photos, tmp_path, num_workers):
     files = [*photos[1], tmp_path/'broken.png']
     learn = learner(FACTORIES['from_folder'](*photos))
     with pytest.raises(DataError, match='broken.png cannot be read(.|\n)*drop_unreadable'): T.tta(learn, files, num_workers=num_workers, progress=False)
-    good, bad = drop_unreadable(T.image_table(files)) # the fix
+    good, bad = drop_unreadable(image_table(files)) # the fix
     assert len(bad) == 1 and len(T.tta(learn, good, progress=False)) == 15
 
 def test_what_is_no_model_or_no_vocab():

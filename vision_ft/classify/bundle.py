@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['PLATFORMS', 'FIND', 'INSTALL', 'COMPETE', 'PREDICT', 'read_image', 'missing_packages', 'write_wheel', 'fits_kaggle',
-           'collect_wheels', 'table_files', 'run_files', 'bundle_notebook', 'BundleSettings', 'bundle', 'check_files',
-           'read_bundle', 'TimeUp', 'time_limit', 'expected_seconds', 'run_until', 'without_models', 'compete_within',
-           'predict_submission']
+           'collect_wheels', 'table_files', 'run_files', 'bundle_notebook', 'BundleSettings', 'dataset_metadata',
+           'notebook_metadata', 'bundle', 'check_files', 'read_bundle', 'TimeUp', 'time_limit', 'without_models',
+           'expected_seconds', 'run_until', 'compete_within', 'predict_submission']
 
 # %% ../../nbs/classify/28_bundle.ipynb #b2800003
-import base64, hashlib, json, os, re, shlex, shutil, signal, subprocess, sys, time, warnings, zipfile
+import base64, hashlib, json, os, re, shlex, shutil, signal, subprocess, sys
+import time, warnings, zipfile
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from importlib.metadata import PackageNotFoundError, distribution, requires, version
@@ -36,18 +37,17 @@ from .predict import load_run, predict
 
 # %% ../../nbs/classify/28_bundle.ipynb #b2800007
 def read_image(
-    path=None # file with lines NAME==VERSION, as `pip freeze` prints them; None: the one that ships
+    path=None # file with lines NAME==VERSION; None: the one that ships
 )->dict:      # normalised name → version
     "The packages of Kaggle's image"
     path = asset('kaggle', 'image.txt') if path is None else Path(path).expanduser()
+    fix = 'run `!pip list --format=freeze > image.txt` in a notebook on Kaggle, and pass it.'
     if not path.is_file():
-        raise SettingsError(f'there is no file {path}.',
-                            'run `pip freeze > image.txt` in a notebook on Kaggle, and pass it.')
+        raise SettingsError(f'there is no file {path}.', fix)
     lines = [l.strip().split('==') for l in path.read_text(encoding='utf-8').splitlines()]
     found = {canonicalize_name(l[0]): l[1] for l in lines if len(l) == 2 and l[0][:1] != '#'}
     if 'torch' in found: return found
-    raise SettingsError(f'{path} does not list torch, so it is no list of that image.',
-                        'run `pip freeze > image.txt` in a notebook on Kaggle, and pass it.')
+    raise SettingsError(f'{path} does not list torch==VERSION.', fix)
 
 # %% ../../nbs/classify/28_bundle.ipynb #b280000a
 def _requirements(package, python):
@@ -57,9 +57,11 @@ def _requirements(package, python):
     try: needs = [Requirement(r) for r in requires(package) or []]
     except PackageNotFoundError:
         raise SettingsError(f'{package} is not installed here, so its needs are unknown.',
-                            f'install it: `pip install {package}`, or `pip install -e .`.') from None
+                            f'install it: `pip install {package}`, or `pip install -e .`.'
+                            ) from None
     return [r for r in needs if not r.marker or r.marker.evaluate(default_environment() | there)]
 
+# %% ../../nbs/classify/28_bundle.ipynb #b2800101
 def missing_packages(
     image:dict,               # name → version, from `read_image`
     python:str='3.12',        # of that image
@@ -97,6 +99,7 @@ def _wheel_files(package):
     return {k: f for k, f in files.items() if f.is_file() and f.suffix != '.pyc'
             and f.name not in of_this_install and not k.startswith('..')}
 
+# %% ../../nbs/classify/28_bundle.ipynb #b2800102
 def write_wheel(
     package:str, # name of an installed package of plain Python
     folder       # to write it to
@@ -177,11 +180,12 @@ def table_files(
         files[row['pretrained']] = file
     return pd.DataFrame(rows), files
 
+# %% ../../nbs/classify/28_bundle.ipynb #b2800103
 def run_files(
     run      # folder of a finished `compete`, or of one `train`
 )->dict:     # path in the bundle → file here
     "What is needed to predict with a finished run"
-    run, needed = Path(run), []
+    run, needed = Path(run).expanduser(), []
     for what in ('run.json', 'history.csv', 'checkpoints/*.safetensors'):
         needed += [*run.glob(what), *run.glob(f'runs/*/{what}')]
     needed = [*run.glob('runs.csv'), *needed]
@@ -203,9 +207,10 @@ def attached(name):
     "What is attached under this name, at whatever depth"
     return [found for d in ('', '*/', '*/*/', '*/*/*/') for found in INPUT.glob(d+name)]
 
-for name in ('bundle.json', {test_images!r}):
-    if not attached(name): raise FileNotFoundError(name+' is not attached to this notebook')
-BUNDLE, DATA = attached('bundle.json')[0].parent, attached({test_images!r})[0].parent
+bundles, data = [o.parent for o in attached('bundle.json')], {data}
+if not bundles: raise FileNotFoundError('the data set of the bundle is not attached')
+if not data: raise FileNotFoundError({lacks!r})
+BUNDLE, DATA = bundles[0], data[0]
 print(BUNDLE, DATA)"""
 
 INSTALL = """stand_ins = os.environ.get('VISION_FT_STAND_INS', '').split() # in a rehearsal
@@ -241,8 +246,10 @@ def bundle_notebook(
 )->dict:              # in the format of Jupyter
     "The notebook that works with a bundle on Kaggle"
     does = dict(table=COMPETE, run=PREDICT)[check_name(kind, ['table', 'run'], 'kind of bundle')]
-    images = f'{competition}/test_images' if competition else 'test_images'
-    find = FIND.format(hours=hours, test_images=images)
+    data = "[o.parent for o in attached('test_images')]"
+    if competition: data = f'[o for o in attached({competition!r}) if o.is_dir()]'
+    lacks = f'the competition {competition or "with test_images"} is not attached'
+    find = FIND.format(hours=hours, data=data, lacks=lacks)
     title = '# vision_ft, internet off\n\nAttach the data set of the bundle and the competition.'
     cells = [_cell(0, title, 'markdown'), *map(_cell, (1, 2, 3), (find, INSTALL, does))]
     kernel = dict(display_name='Python 3', language='python', name='python3')
@@ -255,7 +262,7 @@ class BundleSettings:
     user:str=None               # your name at Kaggle; None: $KAGGLE_USERNAME, or USERNAME
     slug:str='vision-ft-bundle' # short name of the data set; of the notebook, with -notebook
     competition:str=None        # its short name; None: the notebook looks for test_images
-    image:str=None              # `pip freeze` of Kaggle's image, a file; None: the one that ships
+    image:str=None              # list of Kaggle's packages, see `read_image`
     python:str='3.12'           # of that image
     wheels:str=None             # folder of wheels that are taken first
     gpu:bool=True               # whether the notebook asks for one
@@ -272,31 +279,26 @@ class BundleSettings:
     @property
     def owner(self)->str: return self.user or os.environ.get('KAGGLE_USERNAME') or 'USERNAME'
 
-    @property
-    def data_metadata(self)->dict:
-        "For `kaggle datasets create`"
-        return dict(title=self.slug.replace('-', ' ').title(), id=f'{self.owner}/{self.slug}',
-                    licenses=[dict(name='other')])
+# %% ../../nbs/classify/28_bundle.ipynb #b2800104
+def dataset_metadata(
+    s:BundleSettings
+)->dict: # for `kaggle datasets create`
+    "What Kaggle asks about a data set"
+    return dict(title=s.slug.replace('-', ' ').title(), id=f'{s.owner}/{s.slug}',
+                licenses=[dict(name='other')])
 
-    @property
-    def notebook_metadata(self)->dict:
-        "For `kaggle kernels push`"
-        slug = f'{self.slug}-notebook'
-        return dict(id=f'{self.owner}/{slug}', title=slug.replace('-', ' ').title(),
-                    code_file='notebook.ipynb', language='python', kernel_type='notebook',
-                    is_private=True, enable_gpu=self.gpu, enable_internet=False,
-                    dataset_sources=[f'{self.owner}/{self.slug}'], kernel_sources=[],
-                    competition_sources=[self.competition] if self.competition else [])
+def notebook_metadata(
+    s:BundleSettings
+)->dict: # for `kaggle kernels push`
+    "What Kaggle asks about a notebook: what is attached to it, and that the internet is off"
+    slug = f'{s.slug}-notebook'
+    return dict(id=f'{s.owner}/{slug}', title=slug.replace('-', ' ').title(),
+                code_file='notebook.ipynb', language='python', kernel_type='notebook',
+                is_private=True, enable_gpu=s.gpu, enable_internet=False,
+                dataset_sources=[f'{s.owner}/{s.slug}'], kernel_sources=[],
+                competition_sources=[s.competition] if s.competition else [])
 
 # %% ../../nbs/classify/28_bundle.ipynb #b280001e
-def _write_json(path, what): path.write_text(json.dumps(what, indent=1), encoding='utf-8')
-
-def _listed(folder):
-    "path → bytes and SHA-256 of all files"
-    files = [f for f in sorted(folder.rglob('*')) if f.is_file()]
-    return {f.relative_to(folder).as_posix(): dict(bytes=f.stat().st_size, sha256=file_hash(f))
-            for f in files}
-
 def _check_room(out, files, max_gb):
     "Refuse what is too large, before anything is copied"
     size = sum(f.stat().st_size for f in files.values())
@@ -309,8 +311,20 @@ def _check_room(out, files, max_gb):
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise SettingsError(f'{out} exists and is not empty.', 'choose another folder (--out).')
 
-def _plain_settings(compete, dest):
-    "`CompeteSettings` for JSON; a table of groups is written beside them"
+# %% ../../nbs/classify/28_bundle.ipynb #b2800106
+def _write_json(path, what):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(what, indent=1), encoding='utf-8')
+
+def _listed(folder):
+    "path → bytes and SHA-256 of all files"
+    files = [f for f in sorted(folder.rglob('*')) if f.is_file()]
+    return {f.relative_to(folder).as_posix(): dict(bytes=f.stat().st_size, sha256=file_hash(f))
+            for f in files}
+
+def _write_table(table, compete, dest):
+    "Write a table of models, and its groups; the settings that go with it, for JSON"
+    table.to_csv(dest/'models.csv', index=False)
     said = {f.name: getattr(compete, f.name) for f in fields(compete)}
     said.update(models='models.csv', device=None)
     if compete.groups is None: return said
@@ -319,10 +333,16 @@ def _plain_settings(compete, dest):
     groups.to_csv(dest/'groups.csv', index=False)
     return dict(said, groups='groups.csv')
 
+def _copy(files, dest):
+    "Copy files to their paths in a folder"
+    for name, file in files.items():
+        (dest/name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, dest/name)
+
 # %% ../../nbs/classify/28_bundle.ipynb #b280001f
 @delegates(BundleSettings)
 def bundle(
-    source,                      # a finished run's folder, a preset, or a CSV table of models
+    source,                      # a finished run's folder; or a preset, CSV or DataFrame of models
     out,                         # folder to make: dataset/ and notebook/
     settings:BundleSettings=None,# fields of it count as keywords too
     compete:CompeteSettings=None,# how the table is run there; its `models` is `source`
@@ -332,27 +352,22 @@ def bundle(
     for name in kwargs: check_name(name, [f.name for f in fields(BundleSettings)], 'setting')
     s, out = replace(settings or BundleSettings(), **kwargs), Path(out).expanduser()
     pins = missing_packages(read_image(s.image), s.python)
-    is_run, table = Path(source).expanduser().is_dir(), None
-    if is_run: files = run_files(Path(source).expanduser())
-    else: table, files = table_files(source)
+    is_run = not isinstance(source, pd.DataFrame) and Path(source).expanduser().is_dir()
+    table, files = (None, run_files(source)) if is_run else table_files(source)
     _check_room(out, files, s.max_gb)
     kind = 'run' if is_run else 'table'
     about = dict(kind=kind, python=s.python, packages=pins, vision_ft=version('vision_ft'))
     with atomic_folder(out) as tmp:
         data, book = tmp/'dataset', tmp/'notebook'
-        for name, file in files.items():
-            (data/name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, data/name)
+        _copy(files, data)
         collect_wheels(pins, data/'wheels', s.python, s.wheels)
         if table is not None:
-            table.to_csv(data/'models.csv', index=False)
-            about['settings'] = _plain_settings(compete or CompeteSettings(), data)
+            about['settings'] = _write_table(table, compete or CompeteSettings(), data)
         about['files'] = _listed(data)
         _write_json(data/'bundle.json', about)
-        _write_json(data/'dataset-metadata.json', s.data_metadata)
-        book.mkdir()
+        _write_json(data/'dataset-metadata.json', dataset_metadata(s))
         _write_json(book/'notebook.ipynb', bundle_notebook(kind, s.competition, s.hours))
-        _write_json(book/'kernel-metadata.json', s.notebook_metadata)
+        _write_json(book/'kernel-metadata.json', notebook_metadata(s))
     return pd.DataFrame(about['files']).T
 
 # %% ../../nbs/classify/28_bundle.ipynb #b2800022
@@ -363,7 +378,8 @@ def check_files(
     folder = Path(folder)
     try: about = json.loads((folder/'bundle.json').read_text(encoding='utf-8'))
     except (OSError, ValueError):
-        raise DataError(f'{folder} is no bundle.', 'make one with `vision-ft kaggle bundle`.') from None
+        raise DataError(f'{folder} is no bundle.',
+                        'make one with `vision-ft kaggle bundle`.') from None
     lost = [k for k in about['files'] if not (folder/k).is_file()]
     changed = [k for k, v in about['files'].items()
                if k not in lost and file_hash(folder/k) != v['sha256']]
@@ -371,6 +387,7 @@ def check_files(
     raise DataError(f'{folder}: {len(lost)} files are missing {lost[:3]}, '
                     f'{len(changed)} are changed {changed[:3]}.', 'make and upload it again.')
 
+# %% ../../nbs/classify/28_bundle.ipynb #b2800107
 def read_bundle(
     folder                # dataset/ of a bundle
 )->CompeteSettings:       # None of a bundle of a finished run
@@ -404,6 +421,18 @@ def time_limit(
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
+# %% ../../nbs/classify/28_bundle.ipynb #b2800108
+def without_models(
+    plan, # `Plan` of chapter 24
+    names # of the models that are left out
+):        # `Plan`
+    "The same plan with fewer models, the ensemble's weights shared among them"
+    kept = {k: t for k, t in plan.trainings.items() if k not in names}
+    weights = check_ensemble_weights({k: plan.ensemble_weights[k] for k in kept}, list(kept))
+    records = {k: plan.records[k] for k in kept}
+    return replace(plan, trainings=kept, records=records, ensemble_weights=weights)
+
+# %% ../../nbs/classify/28_bundle.ipynb #b280010a
 def expected_seconds(
     plan,    # `Plan` of chapter 24
     name:str # of a model
@@ -435,16 +464,6 @@ def run_until(
             left_out[name] = f'{type(e).__name__}: {e}'
         free_memory()
     return left_out
-
-def without_models(
-    plan, # `Plan` of chapter 24
-    names # of the models that are left out
-):        # `Plan`
-    "The same plan with fewer models, the ensemble's weights shared among them"
-    kept = {k: t for k, t in plan.trainings.items() if k not in names}
-    weights = check_ensemble_weights({k: plan.ensemble_weights[k] for k in kept}, list(kept))
-    records = {k: plan.records[k] for k in kept}
-    return replace(plan, trainings=kept, records=records, ensemble_weights=weights)
 
 # %% ../../nbs/classify/28_bundle.ipynb #b2800028
 @delegates(CompeteSettings)

@@ -16,6 +16,7 @@ import pandas as pd, psutil
 from packaging.requirements import Requirement
 from packaging.tags import sys_tags
 from packaging.utils import canonicalize_name, parse_wheel_filename
+from tqdm.auto import tqdm
 from ..core import SettingsError, VisionFTError
 from ..samples import digits
 from ..data.tables import read_text
@@ -87,7 +88,8 @@ def _needs(package):
     try: said = distribution(package).requires or []
     except PackageNotFoundError: return None
     needs = [Requirement(r) for r in said]
-    return [canonicalize_name(r.name) for r in needs if not r.marker or r.marker.evaluate({'extra': ''})]
+    core = [r for r in needs if not r.marker or r.marker.evaluate({'extra': ''})]
+    return [canonicalize_name(r.name) for r in core]
 
 def image_packages(
     image:dict, # name → version, from `read_image`
@@ -104,6 +106,7 @@ def image_packages(
         todo += needs
     return sorted(seen)
 
+# %% ../../nbs/classify/29_rehearse.ipynb #b2900101
 def link_packages(
     names,  # of installed packages
     folder  # to make links in
@@ -130,6 +133,7 @@ def run_cells(
         print(f'--- cell {i} of {len(sources)}', file=sys.stderr, flush=True)
         exec(compile(source, f'<cell {i}>', 'exec'), names)
 
+# %% ../../nbs/classify/29_rehearse.ipynb #b2900102
 def make_stage(
     out,   # empty folder: everything is in it
     names, # of the packages of the image
@@ -184,22 +188,26 @@ def _resident_gb(pid):
         except psutil.Error: pass # ended meanwhile
     return total/1e9
 
+# %% ../../nbs/classify/29_rehearse.ipynb #b2900103
 def watch(
     command,       # list of text
     log,           # file for what it prints
     seconds:float, # limit of its time
     max_gb:float,  # limit of its memory
+    tell=None,     # called with the seconds and the GB at each look
     **kwargs       # for `subprocess.Popen`, such as env and cwd
 )->Watched:
     "Run a process to its end or to a limit"
-    start, peak, over = time.monotonic(), 0., ''
+    start, peak, last, over = time.monotonic(), 0., 0., ''
     with open(log, 'w') as f:
         p = subprocess.Popen(command, stdout=f, stderr=subprocess.STDOUT, start_new_session=True,
                              **kwargs)
     try:
         while p.poll() is None and not over:
             time.sleep(.1)
-            peak = max(peak, _resident_gb(p.pid))
+            now = _resident_gb(p.pid)
+            peak, last = max(peak, min(now, last)), now # a fork counts double for a moment
+            if tell: tell(time.monotonic()-start, now)
             if peak > max_gb: over = 'memory'
             if time.monotonic()-start > seconds: over = 'time'
     finally:
@@ -229,7 +237,8 @@ def last_error(
 )->str:     # empty if there is none
     "The cell and the error that ended a notebook"
     cell = re.findall(r'^--- cell (\d+) of', log, re.M)
-    errors = [m.start() for m in re.finditer(r'^[A-Za-z_][\w.]*(Error|Exception|Exit|Up)\b', log, re.M)]
+    named = re.finditer(r'^[A-Za-z_][\w.]*(Error|Exception|Exit|Up)\b', log, re.M)
+    errors = [m.start() for m in named]
     if not errors: return ''
     return f'cell {cell[-1] if cell else "?"}: {log[errors[-1]:].strip()[:600]}'
 
@@ -264,10 +273,13 @@ def find_problems(
     return problems
 
 # %% ../../nbs/classify/29_rehearse.ipynb #b2900017
-def _fresh(out):
-    "The folder of a rehearsal, without an earlier one"
+def _fresh(out, earlier):
+    "The folder of a rehearsal, without the last one"
     if out.exists() and not (out/'run_cells.py').exists():
         raise SettingsError(f'{out} exists and is no rehearsal.', 'move it elsewhere.')
+    if earlier and out in [earlier, *earlier.parents]:
+        raise SettingsError(f'{earlier} would be replaced by this rehearsal.',
+                            'copy it to another folder, and pass that.')
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
     return out
@@ -281,6 +293,7 @@ def _environ(out, hours, stand_ins):
                 VISION_FT_WORKING=str(out/'working'), VISION_FT_HOURS=str(hours),
                 VISION_FT_STAND_INS=' '.join(stand_ins))
 
+# %% ../../nbs/classify/29_rehearse.ipynb #b2900108
 def _times(folders):
     "What would show a change of the input: names, sizes, times"
     files = [f for o in folders for f in Path(o).rglob('*') if f.is_file()]
@@ -302,37 +315,53 @@ def _notes(out, image, hidden, foreign):
     if differ: notes.append(f'other versions than in the image: {", ".join(differ)}.')
     if (csv := out/'working'/'run'/'left_out.csv').exists():
         left_out = read_text(csv)
-        notes += [f'model {n!r} was left out: {why}.' for n, why in zip(left_out.name, left_out.why)]
+        pairs = zip(left_out.name, left_out.why)
+        notes += [f'model {name!r} was left out: {why}.' for name, why in pairs]
     return notes
 
-def _read_session(folder):
-    "(names of the data set and the competition, sample packages) as the metadata of a bundle say"
+# %% ../../nbs/classify/29_rehearse.ipynb #b2900106
+def _inputs(folder, data, earlier):
+    "name → what is attached under it, as the metadata of a bundle say"
     meta = json.loads((folder/'notebook'/'kernel-metadata.json').read_text(encoding='utf-8'))
     competition = meta['competition_sources'] or ['competition']
-    return meta['dataset_sources'][0].split('/')[1], competition[0]
+    inputs = {meta['dataset_sources'][0].split('/')[1]: folder/'dataset', competition[0]: data}
+    return dict(inputs, earlier=earlier) if earlier else inputs
 
+def _run_notebook(python, notebook, out, foreign, limits, progress):
+    "Run a notebook on a stage, within seconds and GB"
+    seconds, max_gb = limits
+    command = [python, out/'run_cells.py', notebook]
+    with tqdm(total=round(seconds), desc='rehearse', unit='s', disable=not progress) as bar:
+        def tell(seconds, gb):
+            bar.set_postfix_str(f'{gb:.1f} GB', refresh=False)
+            bar.update(int(seconds)-bar.n)
+        return watch(command, out/'log.txt', seconds, max_gb, tell, cwd=out/'working',
+                     env=_environ(out, seconds/3600, foreign))
+
+# %% ../../nbs/classify/29_rehearse.ipynb #b2900107
 def rehearse(
-    folder,          # a bundle, from chapter 28
-    data=None,       # Kaggle-shaped folder that stands for the competition; None: the digits
-    time='10m',      # limit: '90s', '10m', '9h'
-    memory='13GB',   # limit: '13GB', '900MB'
-    image=None       # as for `read_image`
+    folder,            # a bundle, from chapter 28
+    data=None,         # Kaggle-shaped folder that stands for the competition; None: the digits
+    time='10m',        # limit: '90s', '10m', '9h'
+    memory='13GB',     # limit: '13GB', '900MB'
+    image=None,        # as for `read_image`
+    earlier=None,      # output of an earlier session, attached too: its models are taken up
+    progress:bool=True # whether to show a bar, up to the limit of time
 )->Rehearsal:
     "Run the notebook of a bundle under the conditions of a session, and say what would break there"
-    folder, seconds, max_gb = Path(folder).expanduser().resolve(), parse_seconds(time), parse_gb(memory)
+    folder, limits = Path(folder).expanduser().resolve(), (parse_seconds(time), parse_gb(memory))
     about, image = check_files(folder/'dataset'), read_image(image)
-    slug, competition = _read_session(folder)
-    out = _fresh(folder/'out')
+    earlier = Path(earlier).expanduser().resolve() if earlier else None
+    out = _fresh(folder/'out', earlier)
     data = digits(out/'digits') if data is None else Path(data).expanduser()
-    comp = read_competition(data)
+    comp, inputs = read_competition(data), _inputs(folder, data, earlier)
     foreign = _foreign_wheels(folder/'dataset'/'wheels')
     hidden = {*missing_packages(image, about['python'])} - {*foreign.values()}
-    inputs = {slug: folder/'dataset', competition: data}
     python = make_stage(out, image_packages(image, hidden), inputs)
     before = _times(inputs.values())
-    command = [python, out/'run_cells.py', folder/'notebook'/'notebook.ipynb']
-    ended = watch(command, out/'log.txt', seconds, max_gb, cwd=out/'working',
-                  env=_environ(out, seconds/3600, foreign))
+    ended = _run_notebook(python, folder/'notebook'/'notebook.ipynb', out, foreign, limits,
+                          progress)
     problems = find_problems(out, ended, comp.sample, sorted(comp.train.label.unique()))
     if _times(inputs.values()) != before: problems.append('files of the input were changed.')
-    return Rehearsal(problems, _notes(out, image, hidden, foreign), ended.seconds, ended.peak_gb, out)
+    notes = _notes(out, image, hidden, foreign)
+    return Rehearsal(problems, notes, ended.seconds, ended.peak_gb, out)

@@ -28,6 +28,7 @@ from ..memory import free_memory, track_memory
 from ..accum import GradAccum, History, StepBar, halve_on_oom
 from ..planning import BudgetError, plan_micro_bs
 from ..runs import Run, data_id, pretrained_id
+from ..data.tables import need_columns
 from ..data.images import ReadImage, augmentations, item_tfm
 from .settings import TrainSettings, read_settings
 
@@ -45,7 +46,7 @@ def dataloaders(
     cache=None              # folder that keeps what was read; None to read files each time
 ):
     "fastai DataLoaders over two tables, the training one shuffled, nothing dropped"
-    s = settings
+    s, (train, valid) = settings, [need_columns(t, 'label', 'path') for t in (train, valid)]
     both = pd.concat([train.assign(is_valid=False), valid.assign(is_valid=True)], ignore_index=True)
     both['label'] = both.label.astype(str)
     images = TransformBlock(ReadImage(s.item, s.size, cache), batch_tfms=IntToFloatTensor)
@@ -60,10 +61,7 @@ def dataloaders(
 # %% ../../nbs/classify/20_train.ipynb #c20a0008
 def _check_table(name, table):
     "Refuse a table that lacks columns, rows, labels or files"
-    if not {'id', 'label', 'path'} <= set(table.columns):
-        wrong = f'the {name} table needs the columns id, label, path; it has {list(table.columns)}.'
-        raise DataError(wrong, 'make it with chapter 10, such as `read_folder(...)`.')
-    if not len(table):
+    if not len(need_columns(table, 'id', 'label', 'path')):
         raise DataError(f'the {name} table has no rows.', 'pass a table with a row an image.')
     if table.label.isna().any():
         wrong = f'{table.label.isna().sum()} rows of the {name} table have no label.'

@@ -4,14 +4,12 @@
 
 # %% auto #0
 __all__ = ['VIEWS', 'COLOURS', 'DEFAULT_VIEWS', 'view_matrix', 'view_scale', 'check_views', 'MipMap', 'apply_view', 'head_probs',
-           'ModelSpec', 'image_table', 'predict_views', 'average_views', 'tta', 'fit_view_weights']
+           'ModelSpec', 'predict_views', 'average_views', 'tta', 'fit_view_weights']
 
 # %% ../../nbs/classify/21_tta.ipynb #d9b3ab17
 import math, re, warnings
-from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from glob import glob
 from pathlib import Path
 from zlib import crc32
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
@@ -22,7 +20,6 @@ from fastai.losses import BCEWithLogitsLossFlat
 from fastai.torch_core import TensorImage
 from fastai.vision.augment import AffineCoordTfm, RandomResizedCropGPU
 from fastcore.basics import patch
-from fastcore.foundation import L
 from fastcore.meta import delegates
 from fasttransform import Pipeline
 from torch import nn
@@ -31,7 +28,7 @@ from tqdm.auto import tqdm
 from ..core import DataError, Preds, SettingsError, check_name, open_rgb, parse_size
 from ..accum import out_of_memory
 from ..blend import Comparison, check_ensemble_weights, compare_blends
-from ..data.tables import image_files
+from ..data.tables import image_table
 from ..data.images import MIN_AREA
 from ..memory import free_memory
 
@@ -313,60 +310,13 @@ class ModelSpec:
                                     "write it like ['cat', 'dog'].")
 
 # %% ../../nbs/classify/21_tta.ipynb #e46e2bac
-def _find_files(name):
-    "The images that a folder, a file or a pattern such as 'new/*.jpg' stands for"
-    path = Path(name).expanduser()
-    if path.is_dir(): return image_files(path)
-    if path.exists() or not set('*?[') & set(str(name)): return [path]
-    if found := [Path(f) for f in sorted(glob(str(path), recursive=True)) if Path(f).is_file()]:
-        return found
-    raise DataError(f'no file is named like {name}.', 'check the pattern.')
-
-def _list_images(images):
-    "Table of a folder, a file, a pattern, or several of them"
-    is_one = isinstance(images, (str, Path))
-    if isinstance(images, Iterator): images = list(images)
-    names = [images] if is_one else images
-    listed = isinstance(names, (list, tuple, L, pd.Series, np.ndarray))
-    if not listed or not all(isinstance(f, (str, Path)) for f in names):
-        raise DataError(f'a {type(images).__name__} names no files.',
-                        "pass a table, a folder, a pattern like 'new/*.jpg' or a list of paths; "
-                        'a dataloader goes with `ModelSpec(learn.model, learn.dls.vocab)`.')
-    files = [f for name in names for f in _find_files(name)]
-    folder = Path(images).expanduser() if is_one else None
-    inside = folder is not None and folder.is_dir()
-    ids = [(f.relative_to(folder) if inside else f).as_posix() for f in files]
-    return pd.DataFrame(dict(id=ids, path=[str(f) for f in files]))
-
 def _check_readable(paths):
     for path in paths:
         try: open_rgb(path)
+        except DataError: raise # says what it needs
         except Exception as e: # Pillow raises half a dozen types for broken files
             raise DataError(f'{path} cannot be read as an image ({type(e).__name__}).',
                 'leave it out; `drop_unreadable(table)` of chapter 10 finds all such files.') from e
-
-# %% ../../nbs/classify/21_tta.ipynb #59d89c9c
-def image_table(
-    images,  # a table with columns id and path, a folder, file or pattern, or a list of them
-    root='.' # where relative paths that don't exist from here are looked for
-)->pd.DataFrame: # of at least id and path, both str
-    "The images to predict, each of them there"
-    table = images if isinstance(images, pd.DataFrame) else _list_images(images)
-    if lack := [c for c in ('id', 'path') if c not in table]:
-        raise DataError(
-            f'the table has no column {" and no ".join(lack)}; it has {list(table.columns)}.',
-            'make it with chapter 10, such as `read_folder(…)`, or pass a list of paths.')
-    if not len(table):
-        raise DataError('there are no images to predict.', 'pass a table with a row an image.')
-    if n := int(table.id.astype(str).duplicated().sum()):
-        raise DataError(f'{n} ids come more than once.',
-                        'pass each image once, and paths rather than names.')
-    paths = [Path(str(p)) for p in table.path]
-    paths = [p if p.is_file() else Path(root)/p for p in paths]
-    if missing := [p for p in paths if not p.is_file()]:
-        raise DataError(f'{len(missing)} of {len(paths)} files do not exist, such as {missing[0]}.',
-            f'give absolute paths; relative ones start in the current folder or in {str(root)!r}.')
-    return table.assign(id=table.id.astype(str), path=[str(p) for p in paths])
 
 # %% ../../nbs/classify/21_tta.ipynb #0a2b7d00
 def _test_items(dls, table):

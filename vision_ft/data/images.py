@@ -153,7 +153,7 @@ class ReadImage(Transform):
     def read(self, path):
         "(3,h,w) pixels of a file, which is named if it is no image"
         try: return read_pixels(path, self.method, self.size)
-        except MemoryError: raise
+        except (MemoryError, DataError): raise # such as HEIC, which says what it needs
         except Exception as e: # Pillow raises half a dozen types for broken files
             raise DataError(f'{path} cannot be read as an image ({type(e).__name__}).',
                 'leave it out; `drop_unreadable(table)` of chapter 10 finds all such files.') from e

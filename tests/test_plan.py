@@ -1,0 +1,165 @@
+"Before a training: the split that compete makes, copies, broken files, memory, time, the budget, and a command that starts"
+import math, shlex, shutil, time
+from dataclasses import replace
+from pathlib import Path
+import numpy as np, pandas as pd, pytest
+from PIL import Image
+from vision_ft import cli
+from vision_ft.classify import plan as P
+from vision_ft.classify.compete import CompeteSettings, prepare
+from vision_ft.classify.settings import TrainSettings
+from vision_ft.classify.train import train
+from vision_ft.core import SettingsError
+from vision_ft.data.tables import group_pairs
+
+def noise(path, seed, size=32):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (size, size, 3), dtype=np.uint8)).save(path)
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    "Three classes of 30, 25 and 20 images, two of them copies"
+    root = tmp_path_factory.mktemp('data')/'my leaves'
+    for c, n in dict(a=30, b=25, c=20).items():
+        for i in range(n): noise(root/c/f'{c}{i:02}.png', seed=100*ord(c)+i)
+    shutil.copy(root/'a'/'a00.png', root/'a'/'copy.png')
+    return root
+
+MODELS = pd.DataFrame([dict(name='vit', arch='tiny_vit'), dict(name='swin', arch='tiny_swin')])
+
+@pytest.fixture
+def models(tmp_path):
+    MODELS.assign(epochs=3).to_csv(tmp_path/'my models.csv', index=False)
+    return str(tmp_path/'my models.csv')
+
+def test_the_split_is_that_of_compete(folder, tmp_path):
+    groups = {f'b/b{i:02}.png': f'plant {i//3}' for i in range(25)}
+    s = CompeteSettings(models=MODELS, groups=groups, k=3, seed=1, device='cpu')
+    facts, ready = P.read_facts(folder, s), prepare(folder, tmp_path/'out', s)
+    for part in ('train', 'valid'): assert getattr(facts, part).id.tolist() == getattr(ready, part).id.tolist()
+    assert facts.test.id.tolist() == ready.comp.test.id.tolist() and facts.test.label.tolist() == list(ready.comp.truth.values())
+    assert sorted(facts.copies.id) == ['a/a00.png', 'a/copy.png']
+    side = pd.concat([facts.train.assign(part=0), facts.valid.assign(part=1), facts.test.assign(part=2)]).set_index('id').part
+    assert side['a/a00.png'] == side['a/copy.png'] and side.groupby(groups).nunique().max() == 1
+
+def test_broken_files_are_listed_and_the_rest_is_planned(folder, tmp_path):
+    broken = tmp_path/'broken'
+    shutil.copytree(folder, broken)
+    (broken/'a'/'zz.jpg').write_bytes(b'\xff\xd8 nothing')
+    (broken/'b'/'half.png').write_bytes((broken/'b'/'b00.png').read_bytes()[:900])
+    before = sorted(p for p in tmp_path.rglob('*'))
+    said = P.plan(broken, models=MODELS, device='16GB')
+    assert sorted(said.facts.unreadable.id) == ['a/zz.jpg', 'b/half.png'] and said.labels.images.sum() == 76
+    assert all(f in str(said) for f in ('a/zz.jpg', 'b/half.png', 'Replace or remove'))
+    whole = P.read_facts(folder, CompeteSettings())
+    assert said.facts.train.id.tolist() == whole.train.id.tolist() and all(Path(f).is_file() for f in said.facts.train.path)
+    assert sorted(p for p in tmp_path.rglob('*')) == before # nothing is written
+
+def test_the_command_can_be_pasted(folder, models, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    s = CompeteSettings(models, epochs=2, flip=False, k=4, views=['plain', 'random1'], device='cpu', seed=7, holdout=.25)
+    said = P.plan(folder, settings=s, seconds=0)
+    args = cli.parser().parse_args(shlex.split(said.command)[1:])
+    given = []
+    monkeypatch.setattr('vision_ft.classify.compete.compete', lambda data, out, settings: given.append((data, out, settings)))
+    monkeypatch.setattr(cli, 'closing_words', str)
+    args.run(args)
+    data, out, settings = given[0]
+    assert (data, out) == (str(folder), 'my leaves-run') and replace(settings, ensemble_weights=None) == s
+    prepare(data, out, settings) # and it is not refused
+    assert P.plan(folder, settings=s, seconds=0).command.split(' --models')[0].endswith("'my leaves-run1'")
+    monkeypatch.chdir(folder)
+    assert not P.free_folder('.').startswith('my') # never among the data
+
+def table(**columns):
+    "A table as of `model_table`, of three models that take 110 s each, 50 s an epoch"
+    d = pd.DataFrame(dict(weights='file', micro_bs=8, fits=64, epochs=2, epoch_s=50., total_s=110., fix=''), index=list('abc'))
+    d['until_s'] = d.total_s.cumsum()
+    return d.assign(in_budget=True, ready=True).assign(**columns)
+
+def test_a_budget_is_kept():
+    late = table(in_budget=[True, True, False], ready=[True, True, False])
+    assert P.affordable_epochs(table(), 329) == 1 and P.affordable_epochs(table(), 331) == 2 and P.affordable_epochs(table(), 100) == 0
+    assert '--epochs 1' in P.start_command('d', CompeteSettings('tiny'), late, 230)
+    assert P.time_advice(late, 230) == ['In 4 min the first 2 of 3 models are done: a, b. All of them are with --epochs 1.']
+    assert P.startable(CompeteSettings('tiny'), late, 230, Path('o')).models == 'o/models.csv'
+    assert P.start_command('d', CompeteSettings('tiny'), late.assign(ready=False, in_budget=False), 20) == ''
+    mixed = table(weights=['missing', 'file', 'file'], ready=[False, True, True])
+    assert P.start_command('d', CompeteSettings('tiny', device='8GB'), mixed, 1000) == 'vision-ft plan d --out d-plan --models tiny --device 8GB --budget 1000s'
+    assert P.time_advice(table(total_s=math.nan), 5) and not P.time_advice(table(), math.inf)
+
+@pytest.mark.parametrize('text,seconds', [('9h', 32400), ('1h30m', 5400), ('30 min', 1800), ('1.5h', 5400), ('90', 90), (90, 90), (None, math.inf)])
+def test_budgets(text, seconds): assert P.parse_budget(text) == seconds
+
+@pytest.mark.parametrize('text', ['soon', '1h30', '', '0', '-5', 'nan', 'h', '9h9h'])
+def test_budgets_that_are_none(text):
+    with pytest.raises(SettingsError, match='write 9h, 30m'): P.parse_budget(text)
+
+def test_memory_and_weights_on_another_card(folder):
+    rows = pd.DataFrame([dict(name='small', arch='tiny_vit'), dict(name='large', arch='vit_large_patch16_224', pretrained='hub'),
+                         dict(name='auto', arch='vit_large_patch16_224', micro_bs='auto')])
+    m = P.plan(folder, models=rows, device='12 GB').models
+    assert m.weights.tolist() == ['none', 'missing', 'none'] and m.ready.tolist() == [True, False, True]
+    assert m.fits['large'] < 64 == m.micro_bs['large'] and m.micro_bs['auto'] == m.fits['large'] and m.peak_mib['auto'] < 12*1024 < m.peak_mib['large']
+    assert m.total_s.isna().all() and 'micro-bs auto' in ' '.join(P.model_advice(m))
+    with pytest.raises(SettingsError, match='device'): P.plan(folder, models=rows, device='gpu')
+    with pytest.raises(SettingsError, match='epochs'): P.plan(folder, models=rows, epochz=1)
+
+@pytest.mark.parametrize('arch,accum', [('tiny_swin', 1), ('tiny_convnext', 2)])
+def test_predicted_time_is_that_of_a_training(folder, monkeypatch, arch, accum):
+    "In seconds of this process's CPU, which the load of the machine changes little: within a factor of 1.3"
+    monkeypatch.setattr(time, 'perf_counter', time.process_time)
+    facts = P.read_facts(folder, CompeteSettings())
+    s = TrainSettings(arch, size=64, item='squish 64', effective_bs=16, accum=accum, epochs=6)
+    ratios = []
+    for _ in range(3):
+        speed = P.measure_speed(facts, s, 16//accum, seconds=1)
+        done = train(facts.train, facts.valid, s, device='cpu', progress=False)
+        ratios.append(done.seconds/(speed.setup+s.epochs*speed.epoch(len(facts.train), len(facts.valid))))
+    assert 1/1.3 < np.median(ratios) < 1.3, ratios
+
+def test_auto_names_its_table(folder, tmp_path, monkeypatch):
+    "The command may be pasted on a machine where auto means something else"
+    monkeypatch.setattr(P, 'auto_preset', lambda device: ('tiny_photos', f'asked for {device}'))
+    monkeypatch.chdir(tmp_path)
+    said = P.plan(folder, seconds=0, device='16GB')
+    assert '--models tiny_photos' in said.command and 'Models: tiny_photos (asked for cpu).' in said.advice and '--device' not in said.command
+    alone = P.plan(folder, arch='tiny_vit,tiny_swin', size='48', seconds=0)
+    assert alone.models['size'].tolist() == ['48x48']*2 and '--arch tiny_vit,tiny_swin --size 48' in alone.command
+
+def test_probes_say_what_a_training_has_to_beat(folder):
+    "Those that take long are left to compete; one that is trained from random weights has none"
+    rows = pd.DataFrame([dict(name='vit', arch='tiny_vit', pretrained='tiny'), dict(name='swin', arch='tiny_swin')])
+    s = CompeteSettings(rows, device='cpu')
+    facts, trainings = P.read_facts(folder, s), P.planned_models(s)[2]
+    models = pd.DataFrame(dict(weights=['file', 'none'], probe_s=[3., 3.]), index=['vit', 'swin'])
+    answers = P.first_answers(facts, trainings, models, s)
+    assert sorted(answers.index) == ['SVC on pixels', 'largest class', 'linear probe tiny_vit 32'] and answers.wrong.notna().all()
+    assert answers.wrong['largest class'] == (facts.valid.label != facts.train.label.mode()[0]).mean()
+    left = P.first_answers(facts, trainings, models.assign(probe_s=30.), s)
+    assert np.isnan(left.wrong['linear probe tiny_vit 32']) and 'left to compete' in P.said_answers(left).to_string()
+    assert 'only if it beats' in P.visible_advice(facts, .2, left)[0]
+
+def test_the_page_and_the_table(folder, tmp_path):
+    rows = MODELS.assign(pretrained=['', 'nowhere.pth'])
+    said = P.plan(folder, tmp_path/'plan', models=rows, device='16GB', budget='1h')
+    page = (tmp_path/'plan'/'plan.html').read_text()
+    assert pd.read_csv(tmp_path/'plan'/'models.csv').name.tolist() == ['vit'] and str(tmp_path/'plan'/'models.csv') in said.command
+    assert said.counts.splitlines()[0].replace("'", '&#x27;') in page and page.count('<img') == 2 and 'Times are unknown' in page
+    P.plan(folder, tmp_path/'one.html', models=MODELS, device='16GB')
+    assert sorted(f.name for f in tmp_path.iterdir()) == ['one.html', 'plan']
+
+def test_real_photographs(photos, tmp_path):
+    "Look-alike rice leaves count as one, and lie on one side"
+    rice = photos/'rice'/'photos'
+    if not rice.is_dir(): pytest.skip('VISION_FT_DATA has no rice')
+    pairs = pd.read_csv(photos/'rice'/'pairs.csv')
+    pairs = pairs[pairs.a.str.startswith('photos/') & pairs.b.str.startswith('photos/')]
+    groups = group_pairs(pairs[['a', 'b']].map(lambda o: o.removeprefix('photos/')))
+    groups.rename_axis('id').to_csv(tmp_path/'groups.csv')
+    said = P.plan(rice, models='tiny_photos', groups=str(tmp_path/'groups.csv'), seconds=.5, device='cpu')
+    assert said.labels.images.sum() == 164 and (said.labels.independent <= said.labels.valid).all()
+    assert 'you see noise' in said.counts and 'Keep several models' in said.to_do and said.models.total_s.between(0, 1000).all()
+    assert '--groups' in said.command
+    probes = said.answers[said.answers.index.str.startswith('linear probe')]
+    assert len(probes) == 3 and probes.wrong.dropna().between(0, .75).all() and said.answers.wrong['largest class'] > .5
