@@ -32,6 +32,14 @@ def test_an_image_is_upright_and_on_white(tmp_path):
     for f in (tmp_path/'turned.jpg', str(tmp_path/'turned.jpg')): assert I.ReadImage('pad 40')(f).shape == (3, 40, 20)
     assert I.ReadImage('squish 8')(tmp_path/'clear.png').min() == 255
 
+@pytest.mark.parametrize('mode,most', [('RGB', 4), ('L', 1), ('LA', 1), ('P', 24), ('CMYK', 6)])
+def test_images_of_any_mode(tmp_path, mode, most):
+    ramp = np.linspace(0, 255, 256).round().astype(np.uint8)[None].repeat(256, 0)
+    file = tmp_path/('a.jpg' if mode == 'CMYK' else 'a.png')
+    Image.fromarray(ramp).convert('RGB').convert(mode).save(file)
+    x = I.ReadImage('squish 64')(file).float()
+    assert (x-torch.linspace(1.5, 253.5, 64)).abs().max() <= most
+
 @given(st.sampled_from(I.METHODS), st.integers(1, 90), st.integers(1, 90), st.integers(1, 40), st.integers(1, 40), st.booleans())
 def test_any_shape_becomes_the_item(tmp_path_factory, method, w, h, W, H, in_training):
     file = tmp_path_factory.getbasetemp()/'any.png'
