@@ -2,11 +2,11 @@
 import base64, dataclasses, hashlib, json, signal, subprocess, sys, time, zipfile
 from pathlib import Path
 import pandas as pd, pytest
-from vision_ft.classify import bundle as B
+from vision_ft.classify import bundle as B, settings as S
 from vision_ft.classify.bundle import (bundle, bundle_notebook, check_files, collect_wheels, missing_packages, read_bundle, read_image, run_until, time_limit,
                                        without_models, write_wheel)
-from vision_ft.classify.compete import CompeteSettings, prepare
-from vision_ft.classify.settings import read_models, row_settings
+from vision_ft.classify.compete import prepare
+from vision_ft.classify.settings import CompeteSettings, read_models, row_settings
 from vision_ft.core import DataError, PretrainedError, SettingsError
 from vision_ft.models import make_model, save_checkpoint
 from vision_ft.runs import Run
@@ -83,7 +83,7 @@ def test_a_list_of_the_image_is_a_list(tmp_path):
 
 @pytest.mark.parametrize('change,error', [
     (dict(source='no_such_preset'), SettingsError), (dict(max_gb=1e-6), SettingsError), (dict(slug='A b'), SettingsError), (dict(nonsense=1), SettingsError),
-    (dict(source='lost.csv'), PretrainedError), (dict(image='nowhere.txt'), SettingsError), (dict(source='.'), DataError)])
+    (dict(source='lost.csv'), PretrainedError), (dict(compete=CompeteSettings(views=['plain', 'nonsense'])), SettingsError), (dict(image='nowhere.txt'), SettingsError), (dict(source='.'), DataError)])
 def test_a_refusal_leaves_nothing(tmp_path, monkeypatch, change, error):
     monkeypatch.chdir(tmp_path)
     save_checkpoint(make_model('test_vit', 2), tmp_path/'w.safetensors')
@@ -101,7 +101,7 @@ def test_a_folder_with_something_in_it_is_kept(tmp_path):
 def test_weights_travel_and_settings_come_back(tmp_path, monkeypatch):
     "Own and hub weights are files of the bundle, whose table names them there, wherever it is mounted"
     mine = save_checkpoint(make_model('test_vit', 2), tmp_path/'w.safetensors')
-    monkeypatch.setattr(B, 'check_models', lambda trainings: 0)
+    monkeypatch.setattr(S, 'preflight', lambda *args, **kwargs: dict(params_m=0))
     monkeypatch.setattr(B, 'fetch_pretrained', lambda arch: mine)
     (tmp_path/'m.csv').write_text(f'name,arch,size,pretrained,args\na,test_vit,64,{mine},"{{""drop_path_rate"": 0.1}}"\nb,test_vit,64,hub,\nc,tiny_vit,32,tiny,\nd,test_vit,64,,\n')
     groups = pd.DataFrame(dict(id=['1', '2'], group=['g', 'g']))
@@ -188,7 +188,8 @@ def test_the_last_models_are_dropped(plan, monkeypatch, seconds, end, dropped):
     assert run_with(monkeypatch, plan, Clock(**seconds), end) == dropped
 
 def test_epochs_count(plan, monkeypatch):
-    long = dataclasses.replace(plan, trainings={k: dataclasses.replace(t, epochs=e) for (k, t), e in zip(plan.trainings.items(), (1, 3, 2))})
+    epochs = {k: dataclasses.replace(t, epochs=e) for (k, t), e in zip(plan.trainings.items(), (1, 3, 2))}
+    long = dataclasses.replace(plan, models=dataclasses.replace(plan.models, trainings=epochs))
     assert run_with(monkeypatch, long, Clock(a=10, b=20, c=20), 39) == dict(b='needs about 30 s, 29 s were left')
 
 def test_a_later_session_goes_on(plan, monkeypatch):

@@ -107,10 +107,11 @@ def test_kaggle_bundle_gets_what_was_asked(monkeypatch, capsys):
     given = []
     monkeypatch.setattr(B, 'bundle', lambda *args: (given.append(args), pd.DataFrame(dict(bytes=[2_000_000])))[1])
     line = ('kaggle bundle run --out b --user me --competition paddy --slug my-bundle --image i.txt --python 3.13 --wheels w '
-            '--no-gpu --hours 4 --max-gb 2 --epochs 3 --no-flip')
+            '--no-gpu --hours 4 --max-gb 2 --epochs 3 --no-flip --folds 4 --views plain hflip --ensemble-weights a=2 --groups g.csv --seed 7')
     assert cli.main(line.split()) == 0
     wanted = B.BundleSettings(user='me', slug='my-bundle', competition='paddy', image='i.txt', python='3.13', wheels='w', gpu=False, hours=4., max_gb=2.)
-    assert given == [('run', 'b', wanted, CompeteSettings(epochs=3, flip=False))]
+    there = CompeteSettings(epochs=3, flip=False, k=4, views=['plain', 'hflip'], ensemble_weights=dict(a=2.), groups='g.csv', seed=7)
+    assert given == [('run', 'b', wanted, there)]
     said = capsys.readouterr().out
     assert '2.0 MB' in said and 'vision-ft kaggle rehearse b' in said and 'USERNAME' not in said
     monkeypatch.delenv('KAGGLE_USERNAME', raising=False)

@@ -626,7 +626,7 @@ def test_images_and_groups_in_two_given_parts_are_counted(tmp_path):
     shutil.copy(tmp_path/'valid'/'dog'/'0.png', tmp_path/'test'/'dog'/'copy.png')
     with pytest.warns(UserWarning) as said: comp = read_competition(tmp_path, groups={'train/dog/1.png': 'plant', 'test/dog/1.png': 'plant'})
     text = '\n'.join(str(w.message) for w in said)
-    assert len(said) == 3 and '2 of 14 valid images byte for byte in train too' in text and '1 of 13 test images byte for byte in valid too' in text
+    assert len(said) == 3 and '2 of 14 validation images byte for byte among the training images too' in text and '1 of 13 test images byte for byte among the validation images too' in text
     assert '1 group in several of train, valid, test' in text and said[0].filename == __file__
     assert len(comp.train) == 26 and len(comp.test) == 13 # kept, as it was given
 

@@ -42,6 +42,19 @@ def test_the_split_is_that_of_compete(folder, tmp_path):
     side = pd.concat([facts.train.assign(part=0), facts.valid.assign(part=1), facts.test.assign(part=2)]).set_index('id').part
     assert side['a/a00.png'] == side['a/copy.png'] and side.groupby(groups).nunique().max() == 1
 
+def test_a_given_split_is_kept(tmp_path):
+    "And with a broken file in it"
+    for k, (part, n) in enumerate(dict(train=12, valid=5).items()):
+        for c in 'ab':
+            for i in range(n): noise(tmp_path/'in parts'/part/c/f'{i:02}.png', seed=1000*k+100*ord(c)+i)
+    s = CompeteSettings(models=MODELS, device='cpu')
+    facts, ready = P.read_facts(tmp_path/'in parts', s), prepare(tmp_path/'in parts', tmp_path/'out', s)
+    assert facts.valid.id.str.startswith('valid/').all() and len(facts.valid) == 10
+    for part in ('train', 'valid'): assert getattr(facts, part).id.tolist() == getattr(ready, part).id.tolist()
+    (tmp_path/'in parts'/'valid'/'a'/'00.png').write_bytes(b'')
+    facts = P.read_facts(tmp_path/'in parts', s)
+    assert len(facts.valid) == 9 and facts.unreadable.id.tolist() == ['valid/a/00.png']
+
 def test_broken_files_are_listed_and_the_rest_is_planned(folder, tmp_path):
     broken = tmp_path/'broken'
     shutil.copytree(folder, broken)

@@ -6,6 +6,7 @@ from vision_ft.classify.train import train
 from vision_ft.data.tables import group_pairs, make_split, read_folder, split_rows
 
 ARCH = 'tf_efficientnet_lite0'
+pytestmark = pytest.mark.filterwarnings('ignore:.*its head has 1000 classes') # as it should
 
 @pytest.fixture(scope='module')
 def weights(photos):

@@ -368,7 +368,7 @@ def test_learners_that_read_no_single_image(photos):
 
 @pytest.mark.parametrize('change,says', [
     (lambda t: t.drop(columns='path'), 'no column path'), (lambda t: t[['label']], 'no column id and no path'), (lambda t: t[:0], 'no images'),
-    (lambda t: pd.concat([t, t]), '15 ids come more than once'), (lambda t: t.assign(path='nowhere.png'), '15 of 15 files do not exist'),
+    (lambda t: pd.concat([t, t]), '15 of 30 ids come more than once'), (lambda t: t.assign(path='nowhere.png'), '15 of 15 files do not exist'),
     (lambda t: t.assign(path=[None, *t.path[1:]]), '1 of 15 files do not exist'), (lambda t: [], 'no images'), (lambda t: 'new/*.jpg', 'no image is named like new'), (lambda t: Image.new('RGB', (9, 9)), 'Image names no files'), (lambda t: {'a': 1}, 'dict names no files'), (lambda t: [1, 2], 'int names no files'),
     (lambda t: DataLoader(pics), 'DataLoader names no files'), (lambda t: t.path.tolist()*2, 'more than once')])
 def test_tables_that_do_not_fit(photos, change, says, monkeypatch):

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['COMPETE_HELP', 'parse_ensemble_weights', 'add_compete', 'add_compete_data', 'run_compete', 'closing_words',
-           'add_demo', 'run_demo', 'add_predict', 'run_predict', 'add_plan', 'run_plan', 'add_bundle', 'run_bundle',
-           'add_rehearse', 'run_rehearse', 'add_submit', 'run_submit', 'add_kaggle', 'parser', 'leave_a_core', 'main']
+           'add_demo', 'run_demo', 'add_predict', 'run_predict', 'add_plan', 'run_plan', 'add_bundle', 'add_there',
+           'run_bundle', 'add_rehearse', 'run_rehearse', 'add_submit', 'run_submit', 'add_kaggle', 'parser',
+           'leave_a_core', 'main']
 
 # %% ../nbs/90_cli.ipynb #b7106700
 import argparse, os, shlex, sys, warnings
@@ -233,8 +234,20 @@ def add_bundle(
     add('--no-gpu', action='store_true', help='the notebook asks for none')
     add('--hours', type=float, default=8.5, help='until the submission is written; default: 8.5')
     add('--max-gb', type=float, default=20., help='a larger bundle is refused; default: 20')
-    add('--epochs', type=int, help='instead of those in the table of models')
+    add_there(add)
+
+# %% ../nbs/90_cli.ipynb #9000a102
+def add_there(
+    add # `add_argument` of a command
+):
+    "How a table of models is run on Kaggle: options as of `vision-ft compete`"
+    add('--epochs', type=int, help="instead of the table's")
     add('--no-flip', action='store_true', help='a mirror image means something else: digits')
+    add('--folds', type=int, default=5, help='folds, the first for validation; default: 5')
+    add('--views', nargs='+', help='views of the TTA, or one of the sets photos, symbols, above')
+    add('--ensemble-weights', nargs='+', metavar='NAME=W', default=[], help='shares of models')
+    add('--groups', help='CSV with columns id and group: a group stays on one side of every split')
+    add('--seed', type=int, default=42, help='of splits, weights, batches and views; default: 42')
 
 def run_bundle(
     args:argparse.Namespace # of `parser`
@@ -244,7 +257,10 @@ def run_bundle(
     from vision_ft.classify.compete import CompeteSettings
     same = ('user', 'competition', 'slug', 'image', 'python', 'wheels', 'hours', 'max_gb')
     s = BundleSettings(gpu=not args.no_gpu, **{k: getattr(args, k) for k in same})
-    compete = CompeteSettings(epochs=args.epochs, flip=not args.no_flip)
+    there = {k: getattr(args, k) for k in ('epochs', 'views', 'groups', 'seed')}
+    weights = parse_ensemble_weights(args.ensemble_weights) or None
+    compete = CompeteSettings(**there, flip=not args.no_flip, k=args.folds,
+                              ensemble_weights=weights)
     files = bundle(args.source, args.out, s, compete)
     name = '' if s.owner != 'USERNAME' else 'Replace USERNAME in both metadata files, or --user.\n'
     said = f'{len(files)} files, {files.bytes.sum()/1e6:.1f} MB in {args.out}.\n{name}'

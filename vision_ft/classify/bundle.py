@@ -24,15 +24,14 @@ from packaging.utils import canonicalize_name, parse_wheel_filename
 from ..core import DataError, SettingsError, asset, atomic_path, check_name, free_bytes
 from ..models import fetch_pretrained
 from ..memory import free_memory
-from ..runs import Run, file_hash
+from ..runs import file_hash
 from ..samples import atomic_folder
 from ..blend import check_ensemble_weights
-from ..report import write_report
-from ..data.tables import image_files, read_text
-from .settings import read_models, row_settings
+from ..data.tables import find_parts, image_files, read_text
+from .settings import CompeteSettings, check_fields, check_models, save_models
 from .kaggle import read_sample, spell_ids, write_submission
-from .compete import (CompeteSettings, Result, check_models, collect, prepare,
-                                        report_sections, run_baselines, run_model)
+from .compete import (Result, collect, plan_views, prepare, run_baselines,
+                                        run_model, write_run_report)
 from .predict import load_run, predict
 
 # %% ../../nbs/classify/28_bundle.ipynb #b2800007
@@ -167,18 +166,19 @@ def collect_wheels(
 
 # %% ../../nbs/classify/28_bundle.ipynb #b2800014
 def table_files(
-    models # name of a preset, or a CSV file
-)->tuple:  # (table for the bundle, path in the bundle → file here)
+    settings:CompeteSettings, # its `models` is the table
+    out                       # folder of the bundle, which need not exist
+)->tuple:                     # (rows of the bundle's table, path in the bundle → file here)
     "A table of models whose weights lie in the bundle, and these files"
-    rows, files = read_models(models), {}
-    trainings = [row_settings(r) for r in rows]
-    check_models(trainings)
-    for row, t in zip(rows, trainings):
+    models, files = check_models(settings, out), {}
+    plan_views(settings, models.trainings.values()) # an error of its views shows here
+    rows = [dict(row) for row in models.rows]
+    for row, t in zip(rows, models.trainings.values()):
         if t.pretrained in (None, 'tiny'): continue
         file = fetch_pretrained(t.arch) if t.pretrained == 'hub' else Path(t.pretrained)
         row['pretrained'] = f'weights/{row["name"]}{file.suffix}'
         files[row['pretrained']] = file
-    return pd.DataFrame(rows), files
+    return rows, files
 
 # %% ../../nbs/classify/28_bundle.ipynb #b2800103
 def run_files(
@@ -322,9 +322,9 @@ def _listed(folder):
     return {f.relative_to(folder).as_posix(): dict(bytes=f.stat().st_size, sha256=file_hash(f))
             for f in files}
 
-def _write_table(table, compete, dest):
+def _write_table(rows, compete, dest):
     "Write a table of models, and its groups; the settings that go with it, for JSON"
-    table.to_csv(dest/'models.csv', index=False)
+    save_models(rows, dest/'models.csv')
     said = {f.name: getattr(compete, f.name) for f in fields(compete)}
     said.update(models='models.csv', device=None)
     if compete.groups is None: return said
@@ -349,11 +349,12 @@ def bundle(
     **kwargs
 )->pd.DataFrame:                 # a row a file of the data set: bytes, sha256
     "Everything that a table of models or a finished run needs on Kaggle without network"
-    for name in kwargs: check_name(name, [f.name for f in fields(BundleSettings)], 'setting')
+    check_fields(BundleSettings, kwargs)
     s, out = replace(settings or BundleSettings(), **kwargs), Path(out).expanduser()
     pins = missing_packages(read_image(s.image), s.python)
     is_run = not isinstance(source, pd.DataFrame) and Path(source).expanduser().is_dir()
-    table, files = (None, run_files(source)) if is_run else table_files(source)
+    compete = replace(compete or CompeteSettings(), models=source)
+    rows, files = ([], run_files(source)) if is_run else table_files(compete, out)
     _check_room(out, files, s.max_gb)
     kind = 'run' if is_run else 'table'
     about = dict(kind=kind, python=s.python, packages=pins, vision_ft=version('vision_ft'))
@@ -361,8 +362,7 @@ def bundle(
         data, book = tmp/'dataset', tmp/'notebook'
         _copy(files, data)
         collect_wheels(pins, data/'wheels', s.python, s.wheels)
-        if table is not None:
-            about['settings'] = _write_table(table, compete or CompeteSettings(), data)
+        if rows: about['settings'] = _write_table(rows, compete, data)
         about['files'] = _listed(data)
         _write_json(data/'bundle.json', about)
         _write_json(data/'dataset-metadata.json', dataset_metadata(s))
@@ -430,7 +430,9 @@ def without_models(
     kept = {k: t for k, t in plan.trainings.items() if k not in names}
     weights = check_ensemble_weights({k: plan.ensemble_weights[k] for k in kept}, list(kept))
     records = {k: plan.records[k] for k in kept}
-    return replace(plan, trainings=kept, records=records, ensemble_weights=weights)
+    rows = [r for r in plan.models.rows if str(r['name']) in kept]
+    models = replace(plan.models, rows=rows, trainings=kept, ensemble_weights=weights)
+    return replace(plan, models=models, records=records)
 
 # %% ../../nbs/classify/28_bundle.ipynb #b280010a
 def expected_seconds(
@@ -477,32 +479,34 @@ def compete_within(
 )->Result:
     "`compete` within a time: models that don't fit in are left out, and the next call goes on"
     start, reserve = time.monotonic(), max(20, .05*3600*hours)
-    for name in kwargs: check_name(name, [f.name for f in fields(CompeteSettings)], 'setting')
+    check_fields(CompeteSettings, kwargs)
     plan = prepare(data, out, replace(settings or CompeteSettings(), **kwargs))
     run_baselines(plan)
     left_out = run_until(plan, start+3600*hours-reserve, progress)
     table = pd.DataFrame(dict(why=left_out), index=pd.Index(list(left_out), name='name'))
     with atomic_path(plan.out/'left_out.csv') as tmp: table.to_csv(tmp)
-    for name, why in left_out.items(): warnings.warn(f'model {name!r} is left out: {why}.')
+    said = [f'model {name!r} is left out: {why}.' for name, why in left_out.items()]
+    for line in said: warnings.warn(line)
     if len(left_out) == len(plan.trainings):
         raise SettingsError('no model is done, so there is no submission.',
                             'put a fast model first in the table, or give it more hours.')
-    result = collect(without_models(plan, left_out))
-    title = f'{len(result.plan.trainings)} of {len(plan.trainings)} models and their ensemble'
-    write_report(plan.out/'report.html', title, report_sections(result), f'{plan.comp}.')
+    rest = without_models(plan, left_out)
+    result = collect(replace(rest, says=[*plan.says, *said]))
+    write_run_report(result)
     return result
 
 # %% ../../nbs/classify/28_bundle.ipynb #b280002e
 def predict_submission(
     run,               # folder of a finished run
-    data,              # Kaggle-shaped folder: test_images, perhaps sample_submission.csv
+    data,              # Kaggle-shaped folder, perhaps with a sample_submission.csv
     csv,               # submission.csv to write
     progress:bool=True # whether to show bars
 )->Path:
     "The submission of a finished run, with its test-time augmentation"
-    folder, csv_sample = Path(data)/'test_images', Path(data)/'sample_submission.csv'
-    if not folder.is_dir():
-        raise DataError(f'{data} has no test_images.', 'pass the folder of the competition.')
+    parts = find_parts(data)
+    if parts is None or parts.test is None:
+        raise DataError(f'{data} has no test images.', 'pass the folder of the competition.')
+    folder, csv_sample = parts.test, parts.root/'sample_submission.csv'
     loaded, paths, sample = load_run(run), image_files(folder), None
     ids = [p.relative_to(folder).as_posix() for p in paths]
     if csv_sample.exists():

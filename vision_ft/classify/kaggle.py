@@ -240,13 +240,15 @@ def _check_parts(tables):
             f'{count_reasons(bad.id, bad.why)}.',
             'download them again; every one needs a prediction.')
 
+_KINDS = dict(train='training', valid='validation', test='test')
+
 def _warn_of_leaks(tables, groups):
     "A warning for each two parts that share images or groups"
     for a, b in combinations(tables, 2):
         if copies := same_bytes(tables[a], tables[b]):
-            warnings.warn(f'{len(copies)} of {plural(len(tables[b]), f"{b} image")} byte for byte '
-                          f'in {a} too, such as {copies[0]}: errors will look too low.',
-                          stacklevel=4)
+            n = plural(len(tables[b]), f'{_KINDS[b]} image')
+            warnings.warn(f'{len(copies)} of {n} byte for byte among the {_KINDS[a]} images too, '
+                          f'such as {copies[0]}: errors will look too low.', stacklevel=4)
     if groups is None: return
     rows = pd.concat([t.assign(fold=part, label='') for part, t in tables.items()])
     torn = leaks(rows, groups)

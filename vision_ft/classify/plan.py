@@ -29,14 +29,14 @@ from ..planning import BudgetError, plan_micro_bs, predict_memory
 from ..runs import check_out, file_hash
 from ..stats import detectable, detectable_difference, short_plan
 from ..report import Section, write_report
-from ..data.tables import (drop_unreadable, image_files, label_counts, make_split,
+from ..data.tables import (drop_unreadable, image_files, label_counts,
                                    plot_label_counts, read_text, split_rows)
 from .baselines import fit_baselines, named_probes
 from .settings import (CompeteSettings, TrainSettings, auto_preset, check_fields,
                                          chosen_models, command_line, row_settings, save_models)
 from .train import dataloaders, train
 from .tta import predict_views
-from .kaggle import Competition, read_competition
+from .kaggle import Competition, read_competition, training_split
 from .compete import plan_views
 
 # %% ../../nbs/classify/27_plan.ipynb #27a00008
@@ -102,7 +102,8 @@ def read_facts(
         if groups is not None: groups = read_groups(groups)
         comp, bad = _read_images(data, s, groups)
         if groups is not None: check_groups(groups, [*comp.train.id, *comp.test.id])
-        split = make_split(comp.train, s.k, s.seed, groups_among(groups, comp.train.id))
+        mine = groups_among(groups, comp.train.id)
+        split = training_split(comp, None, s.k, s.seed, mine)
     train, valid = split_rows(comp.train, split, fold=0)
     test = comp.test.assign(label=comp.test.id.map(comp.truth)) if comp.truth else None
     copies = find_copies(pd.concat([train, valid, test]))
@@ -211,12 +212,14 @@ class StepClock(Callback):
         n_step:int,    # images of a step of training
         seconds:float, # of training and of validation, at least
         least:int=4    # steps, at least
-    ): self.n_step, self.seconds, self.least, self.times = n_step, seconds, least, {}
+    ):
+        self.n_step, self.seconds, self.least = n_step, seconds, least
+        self.times, self.first = {}, {} # part → seconds an image, images of the first step
 
     def before_train(self): self._start('train', self.n_step, len(self.dls.train_ds))
     def before_validate(self): self._start('valid', self.dls.valid.bs, len(self.dls.valid_ds))
     def _start(self, part, n, left):
-        self.n, self.left, self.times[part] = n, left, []
+        self.n, self.left, self.times[part], self.first[part] = n, left, [], min(n, left)
         self.own, self.last = self.times[part], time.perf_counter()
         self.began = self.last
 
@@ -229,19 +232,25 @@ class StepClock(Callback):
         raise (CancelTrainException if self.training else CancelValidException)
 
     def per_image(self, part):
-        "The median, without the first one"
-        return float(np.median(self.times[part][1:] or self.times[part]))
+        "The mean, without the first step"
+        return float(np.mean(self.times[part][1:] or self.times[part]))
+
+    def extra(self, part):
+        "Seconds that the first step takes longer than the others"
+        return max(0, self.times[part][0]-self.per_image(part))*self.first[part]
 
 # %% ../../nbs/classify/27_plan.ipynb #27a0001c
 @dataclass(frozen=True)
 class Speed:
     "Seconds that a model takes on this machine"
     setup:float   # to make the model and its loaders, once
+    start:float   # of an epoch: what its first steps take longer than the others
     train:float   # for an image of an epoch: reading, forward, backward, update
     valid:float   # for an image of validation
     predict:float # for an image in all views
 
-    def epoch(self, n_train, n_valid)->float: return n_train*self.train+n_valid*self.valid
+    def epoch(self, n_train, n_valid)->float:
+        return self.start+n_train*self.train+n_valid*self.valid
 
 def measure_speed(
     facts:DataFacts,
@@ -260,13 +269,10 @@ def measure_speed(
     first = train(*some, s, device=device, num_workers=num_workers, progress=False)
     setup = max(0, first.seconds-float(first.history.seconds.sum()))
     clock = _timed_steps(first.learn, facts, settings, micro_bs, seconds, num_workers)
-    one = clock.per_image('valid')*len(views)
-    n = int(np.clip(seconds/2/one, 2, 64))
-    sample = facts.valid.sample(min(n, len(facts.valid)), random_state=0)
-    start = time.perf_counter()
-    predict_views(first.learn, sample, views, settings.seed, progress=False)
-    predict = (time.perf_counter()-start)/len(sample)
-    return Speed(setup, clock.per_image('train'), clock.per_image('valid'), predict)
+    start = clock.extra('train')+clock.extra('valid')
+    n = int(np.clip(seconds/2/clock.per_image('valid')/len(views), 4, 64))
+    predict = _timed_views(first.learn, facts.valid, n, views)
+    return Speed(setup, start, clock.per_image('train'), clock.per_image('valid'), predict)
 
 # %% ../../nbs/classify/27_plan.ipynb #27a0001d
 def _timed_steps(learn, facts, s, micro_bs, seconds, num_workers):
@@ -287,6 +293,16 @@ def _timed_steps(learn, facts, s, micro_bs, seconds, num_workers):
         if longer < 2*n: break
         n = min(longer, most)
     return timed(n, seconds/2, least=4)
+
+def _timed_views(learn, valid, n, views):
+    "Seconds to predict an image in all views, apart from what a call takes for a single one"
+    def timed(table):
+        start = time.perf_counter()
+        predict_views(learn, table, views, progress=False)
+        return time.perf_counter()-start
+    sample = valid.sample(min(n, len(valid)), random_state=0)
+    single, both = timed(sample[:1]), timed(sample)
+    return max(both-single, both/10)/max(1, len(sample)-1)
 
 # %% ../../nbs/classify/27_plan.ipynb #27a00022
 def parse_budget(

@@ -4,15 +4,14 @@
 
 # %% auto #0
 __all__ = ['refuse_hosts', 'refuse_paths', 'guard', 'guard_source', 'image_packages', 'link_packages', 'run_cells', 'make_stage',
-           'parse_seconds', 'parse_gb', 'Watched', 'watch', 'Rehearsal', 'last_error', 'find_refused', 'find_problems',
-           'rehearse']
+           'parse_gb', 'Watched', 'watch', 'Rehearsal', 'last_error', 'find_refused', 'find_problems', 'rehearse']
 
 # %% ../../nbs/classify/29_rehearse.ipynb #b2900003
-import inspect, json, os, re, shutil, signal, subprocess, sys, time, venv
+import inspect, json, os, re, shutil, signal, subprocess, time, venv
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
-import pandas as pd, psutil
+import psutil
 from packaging.requirements import Requirement
 from packaging.tags import sys_tags
 from packaging.utils import canonicalize_name, parse_wheel_filename
@@ -21,6 +20,7 @@ from ..core import SettingsError, VisionFTError
 from ..samples import digits
 from ..data.tables import read_text
 from .kaggle import check_submission, read_competition
+from .plan import parse_budget
 from .bundle import check_files, missing_packages, read_image
 
 # %% ../../nbs/classify/29_rehearse.ipynb #b2900007
@@ -153,14 +153,6 @@ def make_stage(
     return out/'venv'/'bin'/'python'
 
 # %% ../../nbs/classify/29_rehearse.ipynb #b290000f
-def parse_seconds(
-    time # such as '90s', '10m', '9h', or a number of seconds
-)->float:
-    "A duration in seconds"
-    m = re.fullmatch(r'\s*(\d+\.?\d*)\s*([smh]?)\s*', str(time))
-    if m and float(m[1]): return float(m[1])*dict(s=1, m=60, h=3600).get(m[2], 1)
-    raise SettingsError(f'{time!r} is no duration.', "write it like '90s', '10m' or '9h'.")
-
 def parse_gb(
     memory # such as '13GB', '900MB', or a number of GB
 )->float:
@@ -342,14 +334,14 @@ def _run_notebook(python, notebook, out, foreign, limits, progress):
 def rehearse(
     folder,            # a bundle, from chapter 28
     data=None,         # Kaggle-shaped folder that stands for the competition; None: the digits
-    time='10m',        # limit: '90s', '10m', '9h'
+    time='10m',        # limit: '90s', '10m', '1h30m'
     memory='13GB',     # limit: '13GB', '900MB'
     image=None,        # as for `read_image`
     earlier=None,      # output of an earlier session, attached too: its models are taken up
     progress:bool=True # whether to show a bar, up to the limit of time
 )->Rehearsal:
     "Run the notebook of a bundle under the conditions of a session, and say what would break there"
-    folder, limits = Path(folder).expanduser().resolve(), (parse_seconds(time), parse_gb(memory))
+    folder, limits = Path(folder).expanduser().resolve(), (parse_budget(time), parse_gb(memory))
     about, image = check_files(folder/'dataset'), read_image(image)
     earlier = Path(earlier).expanduser().resolve() if earlier else None
     out = _fresh(folder/'out', earlier)

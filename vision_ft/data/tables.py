@@ -138,7 +138,8 @@ def _as_names(images):
             'pass a folder, files, a pattern such as "new/*.jpg" or a table; save what is in '
             'memory as PNG first. A dataloader goes with `ModelSpec` of chapter 21.')
     if twice := len(names)-len(set(map(str, names))):
-        raise DataError(f'{plural(twice, "path")} come more than once.', 'pass each image once.')
+        raise DataError(f'{twice} of {len(names)} paths come more than once.',
+                        'pass each image once.')
     return names
 
 def _matches(name):
@@ -183,7 +184,7 @@ def image_table(
         raise DataError('there are no images to predict.', 'pass a row or a path an image.')
     ids = table.id.astype(str)
     if n := int(ids.duplicated().sum()):
-        raise DataError(f'{plural(n, "id")} come more than once.',
+        raise DataError(f'{n} of {len(ids)} ids come more than once.',
                         'pass each image once, and paths rather than names.')
     return table.assign(id=ids, path=_find_paths(table.path, root))
 
