@@ -1,7 +1,7 @@
 "Settings of a training, and tables of models"
 from dataclasses import replace
 import pandas as pd, pytest
-from vision_ft.classify.settings import (CompeteSettings, TrainSettings, arch_models, auto_preset, check_models, item_in_proportion, presets, read_models,
+from vision_ft.classify.settings import (CompeteSettings, TrainSettings, arch_models, auto_preset, check_models, command_line, item_in_proportion, presets, read_models,
                                          row_settings, save_models)
 from vision_ft.core import SettingsError
 
@@ -82,3 +82,10 @@ def test_options_replace_what_rows_say():
     (dict(item='squish 480', size=224), 224, 'squish 480'), (dict(item='squish 480', size=224), 112, 'squish 240'), (dict(), 448, 'squish 960'),
     (dict(item='crop 640x480', size='320x224'), '160x112', 'crop 320x240'), (dict(item='pad 128', size=64), '128x64', 'pad 256')])
 def test_another_size_takes_images_along(said, size, item): assert item_in_proportion(said, size) == item
+
+@pytest.mark.parametrize('groups', [pd.Series(['a', 'a'], index=['1.jpg', '2.jpg']), {'1.jpg': 'a'}, pd.DataFrame(dict(id=['1.jpg'], group=['a']))])
+def test_tables_that_were_passed_are_files_in_the_command(groups):
+    said = command_line('photos', 'run', CompeteSettings(read_models_table(), groups=groups))
+    assert said == 'vision-ft compete photos --out run --models run/models.csv --groups run/groups.csv'
+
+def read_models_table(): return pd.DataFrame(read_models('tiny'))

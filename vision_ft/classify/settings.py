@@ -350,7 +350,8 @@ def command_line(
     for f in fields(CompeteSettings):
         value = getattr(s, f.name)
         if f.name == 'retrain' or value is f.default: continue
-        if hasattr(value, 'columns'): value = Path(out)/f'{f.name}.csv'
+        if f.name in ('models', 'groups') and hasattr(value, 'items'):
+            value = Path(out)/f'{f.name}.csv' # written there by chapter 24
         if isinstance(value, dict): value = [f'{k}={v:g}' for k, v in value.items()]
         if value in (f.default, [], ()): continue
         option = OPTIONS.get(f.name, f.name.replace('_', '-'))
