@@ -117,6 +117,8 @@ def test_memory_and_weights_on_another_card(folder):
     assert m.total_s.isna().all() and 'micro-bs auto' in ' '.join(P.model_advice(m))
     with pytest.raises(SettingsError, match='device'): P.plan(folder, models=rows, device='gpu')
     with pytest.raises(SettingsError, match='epochs'): P.plan(folder, models=rows, epochz=1)
+    for wrong in (dict(error=7), dict(error=math.nan), dict(seconds=-1)):
+        with pytest.raises(SettingsError, match=next(iter(wrong))): P.plan(folder, models=rows, **wrong)
 
 @pytest.mark.parametrize('arch,accum', [('tiny_swin', 1), ('tiny_convnext', 2)])
 def test_predicted_time_is_that_of_a_training(folder, monkeypatch, arch, accum):

@@ -643,6 +643,10 @@ def plan(
     "What a `compete` with these settings will need, and what its validation can show"
     check_fields(CompeteSettings, kwargs)
     s, budget = replace(settings or CompeteSettings(), **kwargs), parse_budget(budget)
+    if not .02 <= error <= .9:
+        raise SettingsError(f'error is {error}.', 'pass a share of images, from .02 to .9.')
+    if not 0 <= seconds < math.inf:
+        raise SettingsError(f'seconds is {seconds}.', 'pass 0 for no timing, or some seconds.')
     device, page = card_size(s.device) or pick_device(s.device), out and Path(out).expanduser()
     folder = page if page and page.suffix not in ('.html', '.htm') else None
     if folder: check_out(folder, Path(data).expanduser())
