@@ -17,7 +17,7 @@ def done(tmp_path_factory):
     "A run whose data are gone, a copy of its test images, and its result"
     home = tmp_path_factory.mktemp('predict')
     data = digits(home/'digits')
-    result = compete(data, home/'run', epochs=1, flip=False, progress=False, device='cpu', micro_bs=24)
+    result = compete(data, home/'run', models='tiny', epochs=1, flip=False, progress=False, device='cpu', micro_bs=24)
     new = (data/'test_images').rename(home/'new')
     (data/'train_images').rename(home/'away')
     return home, new, result

@@ -472,7 +472,8 @@ def open_rgb(
     from PIL import Image, ImageOps
     with open_image(path) as im:
         if draft: im.draft('RGB', draft)
-        im = ImageOps.exif_transpose(im)
+        try: im = ImageOps.exif_transpose(im)
+        except Exception: im.load() # broken EXIF raises half a dozen types, and turns nothing
         if 'A' not in im.getbands() and 'transparency' not in im.info: return im.convert('RGB')
         im = im.convert('RGBA')
         return Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im).convert('RGB')

@@ -61,14 +61,20 @@ def guard(
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     def note(kind, what): os.write(file, (json.dumps(dict(kind=kind, what=what))+'\n').encode())
     check_host, check_path = refuse_hosts(note), refuse_paths(inside, note)
-    changes = {'os.remove': 0, 'os.rmdir': 0, 'os.truncate': 0, 'os.symlink': 1, 'os.link': 1,
-               'os.rename': 1}
+    changes = {'os.remove': [(0, 1)], 'os.rmdir': [(0, 1)], 'os.truncate': [(0, None)],
+               'os.symlink': [(1, 2)], 'os.link': [(1, 3)], 'os.chmod': [(0, 2)],
+               'os.rename': [(0, 2), (1, 3)]} # event → places of a path and of its folder's number
+
+    def full(path, folder):
+        if folder in (None, -1): return path
+        return os.path.join(os.readlink(f'/proc/self/fd/{folder}'), os.fsdecode(path))
 
     def hook(event, args):
         if event in ('socket.getaddrinfo', 'socket.gethostbyname'): check_host(args[0])
         elif event == 'socket.connect' and isinstance(args[1], tuple): check_host(args[1][0])
         elif event == 'os.mkdir' and not os.path.isdir(args[0]): check_path(args[0])
-        elif event in changes: check_path(args[changes[event]])
+        elif event in changes:
+            for i, k in changes[event]: check_path(full(args[i], None if k is None else args[k]))
         elif event == 'open' and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
             check_path(args[0])
 
