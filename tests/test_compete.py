@@ -196,7 +196,7 @@ def test_unknown_truth_is_scored_on_validation(data, tmp_path):
 
 def test_rice_photos(photos, tmp_path):
     "Real photographs of three diseases, look-alikes grouped: finishes, and no group is torn apart by the hold-out or the split"
-    from vision_ft.data.tables import group_pairs, leaks
+    from vision_ft.data.splits import group_pairs, leaks
     pairs = pd.read_csv(photos/'rice'/'pairs.csv')
     pairs = pairs[(pairs.correlation >= .9) & pairs.a.str.startswith('photos/') & pairs.b.str.startswith('photos/')]
     groups = group_pairs(pairs[['a', 'b']].apply(lambda c: c.str.removeprefix('photos/')))

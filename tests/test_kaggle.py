@@ -9,7 +9,7 @@ from PIL import Image
 from vision_ft.classify.kaggle import (asked_classes, check_submission, label_shares, read_competition, read_sample, spell_ids, submission,
                                        submit, write_submission)
 from vision_ft.core import DataError, Preds, SettingsError, VisionFTError
-from vision_ft.data.tables import group_counts, make_split, read_split, save_split, saved_split, split_rows
+from vision_ft.data.splits import group_counts, make_split, read_split, save_split, saved_split, split_rows
 
 def image(path, seed):
     path.parent.mkdir(parents=True, exist_ok=True)

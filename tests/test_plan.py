@@ -10,7 +10,7 @@ from vision_ft.classify.compete import CompeteSettings, prepare
 from vision_ft.classify.settings import TrainSettings
 from vision_ft.classify.train import train
 from vision_ft.core import SettingsError
-from vision_ft.data.tables import group_pairs
+from vision_ft.data.splits import group_pairs
 
 def noise(path, seed, size=32):
     path.parent.mkdir(parents=True, exist_ok=True)

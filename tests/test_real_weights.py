@@ -3,7 +3,8 @@ import os, subprocess, sys
 import pandas as pd, pytest
 from vision_ft.classify.baselines import linear_probe
 from vision_ft.classify.train import train
-from vision_ft.data.tables import group_pairs, make_split, read_folder, split_rows
+from vision_ft.data.tables import read_folder
+from vision_ft.data.splits import group_pairs, make_split, split_rows
 
 ARCH = 'tf_efficientnet_lite0'
 pytestmark = pytest.mark.filterwarnings('ignore:.*its head has 1000 classes') # as it should

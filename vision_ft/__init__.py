@@ -6,7 +6,7 @@ import warnings
 _home = dict( # name → module that defines it; the chapters tell the rest
     compete='classify.compete', train='classify.train', TrainSettings='classify.settings',
     tta='classify.tta', predict='classify.predict', load_run='classify.predict', plan='classify.plan',
-    read_competition='classify.kaggle', make_split='data.tables', split_rows='data.tables',
+    read_competition='classify.kaggle', make_split='data.splits', split_rows='data.splits',
     digits='samples', Preds='core', ensemble='blend', compare_preds='stats',
     GradAccum='accum', predict_memory='planning')
 __all__ = list(_home)

@@ -438,7 +438,7 @@ def _fold_numbers(first, split, seed, codes):
 def _folds_of_split(ids, split, codes):
     if lack := {'id', 'fold'} - set(split):
         raise DataError(f'the split lacks the columns {sorted(lack)}.',
-                        'make it with `saved_split` of chapter 10.')
+                        'make it with `saved_split` of chapter 15.')
     fold = pd.Series(ids).map(dict(zip(split.id, split.fold)))
     if len(lost := ids[fold.isna()]):
         raise DataError(f'the split lacks {len(lost)} images, such as {[*lost[:3]]}.',

@@ -30,7 +30,8 @@ from ..blend import ensemble
 from ..report import (Section, class_table, error_lines, error_table, errors_table,
                               fig_batch, fig_confusion, fig_errors, fig_losses, headline,
                               worst_html, write_report)
-from ..data.tables import plot_label_counts, read_text, save_split, split_rows
+from ..data.tables import plot_label_counts, read_text
+from ..data.splits import save_split, split_rows
 from .baselines import (BASELINES, fit_baselines, linear_probe, named_probes,
                                           probe_verdict)
 from .settings import (CompeteSettings, Models, check_fields, check_models,

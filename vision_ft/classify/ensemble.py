@@ -13,7 +13,7 @@ import numpy as np, pandas as pd
 from ..blend import (check_ensemble_weights, compare_blends, log_loss, pool_probs,
                              stack_preds, true_columns)
 from ..core import DataError, Preds, SettingsError, check_name, group_codes
-from ..data.tables import split_rows
+from ..data.splits import split_rows
 from ..stats import joint_half_widths, wilson
 
 # %% ../../nbs/classify/22_ensemble.ipynb #01f548bc
@@ -26,7 +26,7 @@ def out_of_fold(
     "Predict every image once, by a model trained on the other folds"
     if lack := {'id', 'label', 'fold'} - set(split):
         raise DataError(f'the split lacks the columns {sorted(lack)}.',
-                        'make it with `saved_split` of chapter 10.')
+                        'make it with `saved_split` of chapter 15.')
     if split.fold.nunique() < 2:
         raise DataError('all images lie in one fold.', 'use a split of at least 2 folds.')
     fold_of, parts = split.set_index('id').fold, []

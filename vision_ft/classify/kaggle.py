@@ -17,10 +17,10 @@ import pandas as pd
 from ..core import DataError, Preds, SettingsError, atomic_path, groups_among, normal_path
 from ..core import plural
 from ..data.tables import as_folder, check_table, count_images, count_reasons
-from ..data.tables import drop_unreadable, find_parts, folded_path, group_counts
-from ..data.tables import image_files, leaks, make_split, read_csv, read_folder
-from ..data.tables import read_split, read_text, same_bytes, saved_split, split_changes
-from ..data.tables import split_rows
+from ..data.tables import drop_unreadable, find_parts, folded_path, image_files
+from ..data.tables import read_csv, read_folder, read_text
+from ..data.splits import group_counts, leaks, make_split, read_split, same_bytes
+from ..data.splits import saved_split, split_changes, split_rows
 
 # %% ../../nbs/classify/23_kaggle.ipynb #23a00002
 def _positive_class(column, labels):

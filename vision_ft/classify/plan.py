@@ -30,7 +30,8 @@ from ..runs import check_out, file_hash
 from ..stats import detectable, detectable_difference, short_plan
 from ..report import Section, write_report
 from ..data.tables import (drop_unreadable, image_files, label_counts,
-                                   plot_label_counts, read_text, split_rows)
+                                   plot_label_counts, read_text)
+from ..data.splits import split_rows
 from .baselines import fit_baselines, named_probes
 from .settings import (CompeteSettings, TrainSettings, auto_preset, check_fields,
                                          chosen_models, command_line, row_settings, save_models)

@@ -87,7 +87,7 @@ def _check_labels(train, valid, vocab):
         raise DataError(wrong, 'pass vocab=… with all classes, or drop those rows.')
     if both := sorted(set(map(str, train.path)) & set(map(str, valid.path))):
         wrong = f'{len(both)} images are both in training and in validation, such as {both[0]}.'
-        raise DataError(wrong, 'split with chapter 10, `split_rows(...)`.')
+        raise DataError(wrong, 'split with chapter 15, `split_rows(...)`.')
 
 # %% ../../nbs/classify/20_train.ipynb #c20a0009
 def training_record(
