@@ -228,13 +228,17 @@ def facts(self:Run,
                     f'its status is {s.get("status", "not started")}.', 'run it again.')
 
 @patch
-def warn_if_older(self:Run):
-    "A finished training is kept when a package changes, and this says so"
+def version_changes(self:Run)->list: # of text; empty if all are the same
+    "The packages whose versions are not those of the training"
     then, now = self.info['stages']['train']['versions'], versions()
     packages = [p for p in ('vision_ft', 'torch', 'fastai', 'timm') if then.get(p) != now[p]]
-    changed = ', '.join(f'{p} {then.get(p)} (now {now[p]})' for p in packages)
-    if changed:
-        warnings.warn(f'run {self.name!r} was trained with {changed}; '
+    return [f'{p} {then.get(p)} (now {now[p]})' for p in packages]
+
+@patch
+def warn_if_older(self:Run):
+    "A finished training is kept when a package changes, and this says so"
+    if changed := self.version_changes():
+        warnings.warn(f'run {self.name!r} was trained with {", ".join(changed)}; '
                       f'remove {self.path} to train it again.')
 
 # %% ../nbs/05_runs.ipynb #913ca395

@@ -395,7 +395,7 @@ def read_bundle(
     folder, about = Path(folder), check_files(folder)
     if about['kind'] == 'run': return None
     said = about['settings']
-    table = pd.read_csv(folder/said['models'], dtype=str, keep_default_na=False)
+    table = read_text(folder/said['models'])
     if 'pretrained' in table:
         packed = table.pretrained.str.startswith('weights/')
         table.loc[packed, 'pretrained'] = [str(folder/o) for o in table.pretrained[packed]]

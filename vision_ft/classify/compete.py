@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['RESULT', 'FINAL', 'GLOSSARY', 'plan_views', 'Plan', 'read_images', 'prepare', 'write_plan', 'images_to_predict',
-           'plan_probes', 'run_model', 'run_baseline', 'fit_probe', 'run_baselines', 'Result', 'collect', 'model_row',
-           'known_error', 'ensemble_row', 'baseline_row', 'compared', 'summary', 'baseline_verdicts', 'verdicts',
-           'plan_words', 'run_facts', 'result_sections', 'training_sections', 'report_sections', 'opening_words',
-           'compete', 'write_run_report']
+           'plan_probes', 'run_model', 'run_baseline', 'run_baselines', 'Result', 'collect', 'model_row', 'known_error',
+           'ensemble_row', 'baseline_row', 'compared', 'summary', 'baseline_verdicts', 'verdicts', 'plan_words',
+           'run_facts', 'result_sections', 'training_sections', 'report_sections', 'opening_words', 'compete',
+           'write_run_report']
 
 # %% ../../nbs/classify/24_compete.ipynb #0fd4142b
 import sys, warnings
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from textwrap import fill
 import matplotlib.pyplot as plt
@@ -32,7 +32,7 @@ from ..report import (Section, class_table, error_lines, error_table, errors_tab
                               worst_html, write_report)
 from ..data.tables import plot_label_counts, read_text
 from ..data.splits import save_split, split_rows
-from .baselines import (BASELINES, fit_baselines, linear_probe, named_probes,
+from .baselines import (BASELINES, fit_baselines, fit_probe, named_probes,
                                           probe_verdict)
 from .settings import (CompeteSettings, Models, check_fields, check_models,
                                          command_line, models_table, save_models)
@@ -194,18 +194,6 @@ def run_baseline(
                 run.save_preds(p.with_targets(truth) if truth else p, f'{p.name} {kind}')
 
 # %% ../../nbs/classify/24_compete.ipynb #a2381e61
-def fit_probe(
-    plan:Plan,
-    name:str, # of the probe
-    s         # `TrainSettings`, whose network it takes
-)->list:      # for each table of images, a list of its `Preds`
-    "Fit and predict a linear probe"
-    tables = [table for table, _ in images_to_predict(plan).values()]
-    groups = groups_among(plan.groups, plan.train.id)
-    preds = linear_probe(plan.train, tables, s.arch, s.pretrained, s.size, groups,
-                         plan.settings.seed, plan.models.device, **s.model_args)
-    return [[replace(p, name=name)] for p in preds]
-
 def run_baselines(
     plan:Plan
 )->dict: # name → its predictions by kind, 'valid' and 'test'
@@ -218,7 +206,8 @@ def run_baselines(
     for name, s in probes.items():
         asked = dict(arch=s.arch, pretrained=pretrained_id(s.pretrained), size=s.size,
                      model_args=s.model_args, groups=shared)
-        run_baseline(plan, name, asked, partial(fit_probe, plan, name, s))
+        run_baseline(plan, name, asked, partial(fit_probe, name, s, plan.train, tables, groups,
+                                                plan.settings.seed, plan.models.device))
     run = Run(plan.out/'baselines')
     return {name: {kind: run.preds(f'{name} {kind}') for kind in ('valid', 'test')}
             for name in (*BASELINES, *probes)}
@@ -235,6 +224,9 @@ class Result:
     tta:list           # `Preds` of each model with it
     ensemble:Preds     # of `tta`, by the ensemble weights
     baselines:list     # `Preds` of each baseline
+
+    @cached_property
+    def verdicts(self)->list: return verdicts(self) # fits ensemble weights: once is enough
 
 def collect(
     plan:Plan # all of whose models have been run
@@ -261,7 +253,7 @@ def collect(
 def model_row(run:Run)->dict:
     "What a finished run says of its model"
     facts = {**run.facts('predict'), **run.facts('train')}
-    s = run.info['stages']['train']['settings']
+    s = run.settings('train')
     row = dict(name=run.name, arch=s['arch'], item=s['item'], size='x'.join(map(str, s['size'])))
     errors = ('valid_error', 'valid_tta_error', 'test_error', 'test_tta_error')
     row.update({k: facts.get(k) for k in (*errors, 'seconds', 'steps', 'micro_bs')})
@@ -297,7 +289,7 @@ def summary(
     lines = [headline(result.ensemble, result.scored, *result.baselines[:1]), '',
              f'Wrong on the {result.scored} images:', *error_lines(compared(result))]
     wrap = dict(width=110, subsequent_indent='  ', break_long_words=False, break_on_hyphens=False)
-    return '\n'.join([*lines, *(fill(v, **wrap) for v in verdicts(result))])
+    return '\n'.join([*lines, *(fill(v, **wrap) for v in result.verdicts)])
 
 # %% ../../nbs/classify/24_compete.ipynb #d2e4e068
 def baseline_verdicts(
@@ -372,7 +364,7 @@ def result_sections(
     table = error_table([replace(p, name=n) for n, p in compared(result).items()])
     return [
         Section('Errors', table, f'On the {result.scored} images, with 95% intervals.'),
-        Section('What follows', verdicts(result)),
+        Section('What follows', result.verdicts),
         Section('Each model', errors_table(result.table), GLOSSARY),
         Section('Errors as a figure', lambda: fig_errors(errors, result.scored), of),
         Section('Worst mistakes', worst_html(ens, paths, page), 'The ensemble was surest here.'),
@@ -426,7 +418,8 @@ def compete(
     check_fields(CompeteSettings, kwargs)
     plan = prepare(data, out, replace(settings or CompeteSettings(), **kwargs))
     if progress: print(*opening_words(plan), sep='\n', file=sys.stderr)
-    for line in [] if progress else plan.says: warnings.warn(line)
+    else:
+        for line in plan.says: warnings.warn(line)
     for name in plan.trainings:
         run_model(plan, name, progress)
         free_memory()

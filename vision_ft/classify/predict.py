@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from ..core import (DataError, PretrainedError, Preds, SettingsError, atomic_path,
                             check_name, open_image, whole_number)
 from ..models import norm_stats
-from ..runs import Run, versions
+from ..runs import Run
 from ..samples import atomic_folder
 from ..blend import check_ensemble_weights, ensemble
 from ..data.tables import drop_unreadable, image_table, read_text
@@ -46,7 +46,7 @@ class LoadedRun:
         return pd.DataFrame([self._model_row(n) for n in self.learners]).set_index('name')
 
     def _model_row(self, name):
-        s = self.runs[name].info['stages']['train']['settings']
+        s = self.runs[name].settings('train')
         mean, std = norm_stats(self.learners[name].model)
         return dict(name=name, arch=s['arch'], item=s['item'], size='x'.join(map(str, s['size'])),
                     mean=mean, std=std, ensemble_weight=self.ensemble_weights[name])
@@ -101,20 +101,15 @@ def _find_run(path, name):
 
 def _warn_of_versions(runs):
     "Another version may compute other last digits"
-    now = versions()
-    then = {(p, r.info['stages']['train']['versions'].get(p)) for r in runs
-            for p in ('vision_ft', 'torch', 'fastai', 'timm')}
-    changed = [f'{p} {old} (now {now[p]})' for p, old in sorted(then, key=str) if old != now[p]]
-    if changed:
+    if changed := sorted({o for run in runs for o in run.version_changes()}):
         warnings.warn(f'the run was trained with {", ".join(changed)}: '
                       'probabilities may differ from its own in their last digits.', stacklevel=3)
 
 # %% ../../nbs/classify/25_predict.ipynb #9b77944e
 def _views_of(runs):
     "Views and seed of the runs' predictions; where there are none, those that go with a training"
-    stages = [run.info['stages'] for run in runs]
-    said = [s['predict']['settings'] for s in stages if 'predict' in s]
-    trained = stages[0]['train']['settings']
+    said = [s for run in runs if (s := run.settings('predict'))]
+    trained = runs[0].settings('train')
     if not said: return DEFAULT_VIEWS[bool(trained['flip'])], trained['seed']
     if any(s['views'] != said[0]['views'] for s in said):
         raise DataError('the models of this run were predicted in different views.',
@@ -143,7 +138,7 @@ def load_run(
     weights = _read_weights(path)
     if model is not None: weights = {check_name(model, weights, 'model of this run'): 1.}
     runs = {name: _find_run(path, name) for name, w in weights.items() if w}
-    views, seed = _views_of(runs.values())
+    views, seed = _views_of([*runs.values()])
     _warn_of_versions(runs.values())
     learners = {name: _load_learner(run, device, num_workers) for name, run in runs.items()}
     devices = {learn.dls.device.type for learn in learners.values()}

@@ -223,7 +223,7 @@ def load_trained(
 )->Trained:
     "A finished training read back from its folder"
     run = Run(getattr(run, 'path', run))
-    facts, kept = run.facts('train'), run.info['stages']['train']['settings']
+    facts, kept = run.facts('train'), run.settings('train')
     given = {f.name: kept[f.name] for f in fields(TrainSettings)}
     s = TrainSettings(**{**given, 'pretrained': run.path/'checkpoints'/'model.safetensors'})
     if train is None: train = valid = _blank_table(s.vocab)
