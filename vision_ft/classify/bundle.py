@@ -13,7 +13,8 @@ import base64, hashlib, json, os, re, shlex, shutil, signal, subprocess, sys
 import time, warnings, zipfile
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from importlib.metadata import PackageNotFoundError, distribution, requires, version
+from importlib.metadata import (PackageNotFoundError, distribution, distributions, requires,
+                                version)
 from pathlib import Path
 import pandas as pd
 from fastcore.meta import delegates
@@ -84,7 +85,8 @@ def missing_packages(
 # %% ../../nbs/classify/28_bundle.ipynb #b280000d
 def _wheel_files(package):
     "path in the wheel → file, of an installed package"
-    dist = distribution(package)
+    wheels = (d for d in distributions(name=package) if d.read_text('WHEEL'))
+    dist = next(wheels, None) or distribution(package) # an egg-info of the sources may come first
     files = {f.as_posix(): Path(f.locate()) for f in dist.files or []}
     if package == 'vision_ft': # perhaps a clone, of which only the metadata is installed
         import vision_ft
