@@ -98,17 +98,23 @@ def test_a_folder_with_something_in_it_is_kept(tmp_path):
     with pytest.raises(SettingsError, match='not empty'): bundle('tiny', tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ['mine.txt']
 
+@pytest.mark.parametrize('form', [dict, pd.Series, lambda g: pd.DataFrame(dict(id=list(g), group=list(g.values()))), lambda g: 'groups.csv'])
+def test_groups_in_any_form_travel(tmp_path, monkeypatch, form):
+    monkeypatch.chdir(tmp_path)
+    Path('groups.csv').write_text('id,group\n007.jpg,g\n8.jpg,g\n9.jpg,\n')
+    bundle('tiny', 'b', user='me', compete=CompeteSettings(flip=False, groups=form({'007.jpg': 'g', '8.jpg': 'g'})))
+    assert Path(read_bundle('b/dataset').groups).read_text().split() == ['id,group', '007.jpg,g', '8.jpg,g']
+
 def test_weights_travel_and_settings_come_back(tmp_path, monkeypatch):
     "Own and hub weights are files of the bundle, whose table names them there, wherever it is mounted"
     mine = save_checkpoint(make_model('test_vit', 2), tmp_path/'w.safetensors')
     monkeypatch.setattr(S, 'preflight', lambda *args, **kwargs: dict(params_m=0))
     monkeypatch.setattr(B, 'fetch_pretrained', lambda arch: mine)
     (tmp_path/'m.csv').write_text(f'name,arch,size,pretrained,args\na,test_vit,64,{mine},"{{""drop_path_rate"": 0.1}}"\nb,test_vit,64,hub,\nc,tiny_vit,32,tiny,\nd,test_vit,64,,\n')
-    groups = pd.DataFrame(dict(id=['1', '2'], group=['g', 'g']))
-    bundle(tmp_path/'m.csv', tmp_path/'b', user='me', compete=CompeteSettings(flip=False, seed=7, views=['plain', 'hflip'], groups=groups))
+    bundle(tmp_path/'m.csv', tmp_path/'b', user='me', compete=CompeteSettings(flip=False, seed=7, views=['plain', 'hflip']))
     (tmp_path/'b').rename(tmp_path/'elsewhere')
     s = read_bundle(tmp_path/'elsewhere'/'dataset')
-    assert (s.flip, s.seed, s.views) == (False, 7, ['plain', 'hflip']) and Path(s.groups).read_text().split() == ['id,group', '1,g', '2,g']
+    assert (s.flip, s.seed, s.views) == (False, 7, ['plain', 'hflip']) and s.groups is None
     rows = {r['name']: row_settings(r) for r in read_models(s.models)}
     here = tmp_path/'elsewhere'/'dataset'/'weights'
     assert [rows[n].pretrained for n in 'abcd'] == [str(here/'a.safetensors'), str(here/'b.safetensors'), 'tiny', None]

@@ -1,5 +1,5 @@
 "Predictions keep their names; files are whole; a full disk, groups, sizes and images are read in one place each"
-import errno, os, re, subprocess, sys
+import errno, math, os, re, subprocess, sys
 import numpy as np, pandas as pd, pytest
 from hypothesis import given, settings, strategies as st
 from vision_ft import core
@@ -145,6 +145,20 @@ def test_sizes_in_any_form_are_the_same(h, w):
 def test_what_is_no_size_is_refused(size):
     with pytest.raises(SettingsError, match='not a size in pixels'): core.parse_size(size)
 
+@pytest.mark.parametrize('text,mib', [('13GB', 13*1024), ('900MB', 900), ('1.5 gib', 1536), (2, 2), (.5, .5)])
+def test_an_amount_of_memory(text, mib): assert core.parse_memory(text) == mib
+
+@pytest.mark.parametrize('text', ['0GB', 'GB', '13TB', '-1GB', '2', '1.2.3GB', 0, -1, 16*2**30, None, True, float('nan'), [1]])
+def test_what_is_no_amount_of_memory_is_refused(text):
+    with pytest.raises(SettingsError, match="not an amount of memory.\n  Fix: write it like '16GB'"): core.parse_memory(text)
+
+@pytest.mark.parametrize('text,seconds', [('9h', 32400), ('1h30m', 5400), ('30 min', 1800), ('1.5h', 5400), ('90', 90), (90, 90), (None, math.inf)])
+def test_budgets(text, seconds): assert core.parse_budget(text) == seconds
+
+@pytest.mark.parametrize('text', ['soon', '1h30', '', '0', '-5', 'nan', 'h', '9h9h'])
+def test_budgets_that_are_none(text):
+    with pytest.raises(SettingsError, match='write 9h, 30m'): core.parse_budget(text)
+
 @pytest.mark.parametrize('n,limits,fix', [(65, dict(most=64), 'pass a whole number, from 1 to 64.'), (0, {}, 'pass a whole number, 1 or more.'),
                                          (-1, dict(least=0, most=9), 'pass a whole number, from 0 to 9.'), ('x', dict(least=2), 'pass a whole number, 2 or more.')])
 def test_the_fix_of_a_count_names_its_limits(n, limits, fix):
@@ -181,13 +195,43 @@ def test_images_are_upright(tmp_path, orientation):
     corner = dict(zip(range(1, 9), [(0, 0), (0, -1), (-1, -1), (-1, 0), (0, 0), (0, -1), (-1, -1), (-1, 0)]))[orientation] # EXIF 2.3, tag 0x0112
     assert tuple(seen[corner]) == (255, 0, 0) and (seen[..., 0] > 0).sum() == 1
 
-@pytest.mark.parametrize('mode', ['1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'CMYK', 'I;16', 'F'])
+@pytest.mark.parametrize('mode', ['1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'CMYK'])
 def test_every_mode_opens_as_rgb(tmp_path, mode):
     from PIL import Image
     Image.new(mode, (4, 3)).save(tmp_path/'a.tif')
     im = core.open_rgb(tmp_path/'a.tif')
     assert im.mode == 'RGB' and im.size == (4, 3)
     if mode in ('LA', 'RGBA', 'PA'): assert im.getextrema() == ((255, 255),)*3 # nothing but transparency
+
+@pytest.mark.parametrize('mode,suffix', [('I;16', 'png'), ('I;16', 'tif'), ('I;16B', 'tif'), ('I', 'tif'), ('F', 'tif')])
+def test_more_than_8_bits_a_channel_are_refused(tmp_path, mode, suffix):
+    "Pillow's RGB clips them at 255: all white"
+    from PIL import Image
+    Image.new(mode, (4, 3), 3000).save(path := tmp_path/f'a.{suffix}')
+    for read in (core.open_image, core.open_rgb):
+        with pytest.raises(DataError, match=r'a\.\w+ is of more than 8 bits a channel \(mode \S+\).*\n  Fix: save it with 8 bits'): read(path)
+
+def test_damaged_exif_hides_no_image(tmp_path):
+    "Each byte of it set to three values: turned where the orientation can be read, left as it is elsewhere"
+    from PIL import Image, ImageOps
+    stored = Image.new('L', (64, 32), 'white')
+    stored.paste(0, (0, 0, 32, 32)) # the left half is black
+    exif = Image.Exif()
+    exif.update({0x010f: 'maker', 0x0112: 6, 0x011a: 72.})
+    stored.save(tmp_path/'a.jpg', exif=exif)
+    whole = (tmp_path/'a.jpg').read_bytes()
+    at, failed = whole.index(b'Exif\0\0')+6, 0
+    for i in range(at, at+56):
+        for value in (0, 11, 255):
+            (tmp_path/'b.jpg').write_bytes(whole[:i]+bytes([value])+whole[i+1:])
+            im = core.open_rgb(tmp_path/'b.jpg')
+            first = im.getpixel((0, 0))[0] # at the top if upright
+            assert first < 9 and im.size in ((32, 64), (64, 32)) and im.getpixel((31, 31))[0] < 9
+            try: ImageOps.exif_transpose(Image.open(tmp_path/'b.jpg'))
+            except Exception:
+                failed += 1
+                assert im.size == (32, 64) # its orientation is sound
+    assert failed # so this is no easy case
 
 def test_a_heic_photo_is_read_or_says_what_it_needs(tmp_path):
     "By its content, whatever its name; a stand-in shows that the opener is registered only then"

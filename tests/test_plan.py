@@ -101,13 +101,6 @@ def test_a_budget_is_kept():
     assert P.start_command('d', CompeteSettings('tiny', device='8GB'), mixed, 1000) == 'vision-ft plan d --out d-plan --models tiny --device 8GB --budget 1000s'
     assert P.time_advice(table(total_s=math.nan), 5) and not P.time_advice(table(), math.inf)
 
-@pytest.mark.parametrize('text,seconds', [('9h', 32400), ('1h30m', 5400), ('30 min', 1800), ('1.5h', 5400), ('90', 90), (90, 90), (None, math.inf)])
-def test_budgets(text, seconds): assert P.parse_budget(text) == seconds
-
-@pytest.mark.parametrize('text', ['soon', '1h30', '', '0', '-5', 'nan', 'h', '9h9h'])
-def test_budgets_that_are_none(text):
-    with pytest.raises(SettingsError, match='write 9h, 30m'): P.parse_budget(text)
-
 def test_memory_and_weights_on_another_card(folder):
     rows = pd.DataFrame([dict(name='small', arch='tiny_vit'), dict(name='large', arch='vit_large_patch16_224', pretrained='hub'),
                          dict(name='auto', arch='vit_large_patch16_224', micro_bs='auto')])

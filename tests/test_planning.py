@@ -133,12 +133,12 @@ def test_attention_of_three_and_five_dimensions(arch, size):
 def test_what_is_free_on_a_card(cuda, monkeypatch):
     import os
     nvml(monkeypatch, (os.getpid(), 3072*M))
-    assert planning._budget_mib(None, 'cuda') == (11+3-1)*1024 # all that this process holds but its tensors: the prediction has the rest
+    assert planning._free_mib('cuda') == (11+3-1)*1024 # all that this process holds but its tensors: the prediction has the rest
     cuda.empty_cache.assert_called()
     nvml(monkeypatch)
-    assert planning._budget_mib(None, 'cuda:0') == (11+2-1)*1024 # where the process isn't seen, the allocator's cache alone
+    assert planning._free_mib('cuda:0') == (11+2-1)*1024 # where the process isn't seen, the allocator's cache alone
     cuda.memory_allocated.return_value = 2048*M
-    assert planning._budget_mib(None, 'cuda') == 11*1024
+    assert planning._free_mib('cuda') == 11*1024
 
 def test_a_plan_is_sure_when_a_larger_process_would_fit_too():
     known = {o: plan_micro_bs('tiny_vit', 32, 8, o, overhead_mib=planning.OVERHEAD_MIB) for o in (1600, 2600)}

@@ -4,7 +4,7 @@ import pytest
 from vision_ft.classify.bundle import bundle, missing_packages, read_image
 from vision_ft.classify.compete import compete
 from vision_ft.classify.settings import CompeteSettings
-from vision_ft.classify.rehearse import image_packages, parse_gb, rehearse
+from vision_ft.classify.rehearse import image_packages, rehearse
 from vision_ft.core import DataError, SettingsError
 from vision_ft.samples import digits
 
@@ -119,11 +119,6 @@ def test_folders_that_are_not_ours_are_kept(tmp_path, table):
     with pytest.raises(SettingsError, match='is no rehearsal'): rehearse(tmp_path/'b')
     assert (tmp_path/'b'/'out'/'mine.txt').read_text() == 'mine'
     with pytest.raises(DataError, match='is no bundle'): rehearse(tmp_path)
-
-def test_memory_as_it_is_written():
-    for text, value in {'13GB': 13, '900MB': .9, '2': 2, 4: 4}.items(): assert parse_gb(text) == value
-    for text in ('0', 'GB', '13TB', '-1GB'):
-        with pytest.raises(SettingsError, match='Fix: write it like'): parse_gb(text)
 
 def test_the_image_is_no_more_than_its_list():
     image = read_image()

@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, assume, given, settings, strategies as st
 from pandas.testing import assert_frame_equal
 from packaging.version import parse
 from vision_ft.core import DataError, SettingsError
-from vision_ft.data.splits import (group_counts, group_pairs, leaks, make_split, read_split, same_bytes, save_split, saved_split, split_changes, split_rows,
+from vision_ft.data.splits import (find_copies, group_counts, group_pairs, leaks, make_split, read_split, same_bytes, save_split, saved_split, split_changes, split_rows,
                                    update_split)
 from vision_ft.data.tables import check_table, read_csv, read_folder, read_text
 
@@ -69,6 +69,16 @@ def test_copies_with_two_labels_stay_together_and_are_reported(tmp_path):
     df = files(tmp_path, [('ab'[i % 2], str(i//2 if i < 2 else i)) for i in range(12)])
     with pytest.warns(UserWarning, match='several labels, such as 000.jpg, 001.jpg'): split = make_split(df, 3)
     assert split.fold[0] == split.fold[1]
+
+def test_copies_of_a_joined_table(tmp_path, monkeypatch):
+    "Row labels may repeat; only files of a size that another one has are read"
+    df = files(tmp_path, [(l, c) for l, c in zip('abcabc', ['xy', 'z', 'xy', 'yx', 'xyz', 'yx'])])
+    read = []
+    monkeypatch.setattr('vision_ft.data.splits.file_hash', lambda p: read.append(p) or Path(p).read_text())
+    both = pd.concat([df[:3], df[3:].reset_index(drop=True)])
+    copies = find_copies(both)
+    assert copies.drop(columns='file').equals(both.iloc[[0, 2, 3, 5]]) and copies.file.tolist() == ['xy', 'xy', 'yx', 'yx'] and len(read) == 4
+    assert same_bytes(df[:2], df[2:]) == ['002.jpg'] and find_copies(df[:0]).empty
 
 def test_blanks_in_groups_and_labels(tmp_path):
     "Labels that differ by a blank become one class, groups with blanks are the same groups"
@@ -173,7 +183,7 @@ def test_asking_for_a_split_without_writing_leaves_no_file(tmp_path):
 @pytest.mark.parametrize('given', [None, 'photos', ['a.jpg'], Path('x'), 5, pd.DataFrame(dict(a=[1]))], ids=repr)
 def test_what_is_no_table_is_refused_in_one_sentence(given):
     good = pd.DataFrame(dict(id=['a'], label=['x'], fold=[0], path=['']))
-    calls = [lambda: make_split(given), lambda: group_counts(given), lambda: same_bytes(given, good), lambda: same_bytes(good, given), lambda: leaks(given, {'a': 1}),
+    calls = [lambda: make_split(given), lambda: group_counts(given), lambda: find_copies(given), lambda: same_bytes(given, good), lambda: same_bytes(good, given), lambda: leaks(given, {'a': 1}),
              lambda: save_split(given, 'x.csv'), lambda: saved_split(given, 'x.csv'), lambda: split_rows(given, good, 0), lambda: split_rows(good, given, 0),
              lambda: update_split(given, good), lambda: update_split(good, given), lambda: split_changes(good, given)]
     for call in calls:

@@ -189,7 +189,7 @@ def test_images_that_cannot_be_read_are_counted_by_reason(tmp_path):
     (tmp_path/'dog'/'3.png').write_text('<html>')
     with no_heic(), pytest.raises(DataError) as e: check_table(df)
     said = str(e.value)
-    assert '6 of 10 images cannot be read: 2 empty: 0 bytes (cat/0.png …); 2 more than 8 bits a channel (mode I;16), which RGB would turn white (dog/0.png …)' in said
+    assert '6 of 10 images cannot be read: 2 empty: 0 bytes (cat/0.png …); 2 of more than 8 bits a channel (mode I;16), which RGB would turn white. save it with 8 bits a channel, all images scaled alike. (dog/0.png …)' in said
     assert "1 HEIC, which is not read here. pip install 'vision_ft[heic]'" in said and '1 UnidentifiedImageError' in said and str(tmp_path) not in said
     assert len(drop_unreadable(df)[0]) == 4
 

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['VisionFTError', 'DataError', 'PretrainedError', 'SettingsError', 'check_name', 'plural', 'first_few', 'free_bytes',
            'disk_errors', 'atomic_path', 'Preds', 'load_preds', 'normal_path', 'match_ids', 'read_groups', 'connect',
-           'named_groups', 'group_codes', 'check_groups', 'groups_among', 'whole_number', 'parse_size',
-           'missing_reader', 'open_image', 'open_rgb', 'set_seed', 'pick_device', 'asset']
+           'named_groups', 'group_codes', 'check_groups', 'groups_among', 'whole_number', 'parse_size', 'parse_memory',
+           'parse_budget', 'say_time', 'missing_reader', 'open_image', 'open_rgb', 'set_seed', 'pick_device', 'asset']
 
 # %% ../nbs/00_core.ipynb #c4653e70
-import errno, os, posixpath, random, shutil, sys, unicodedata, warnings
+import errno, math, os, posixpath, random, re, shutil, sys, unicodedata, warnings
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -424,6 +424,43 @@ def parse_size(
                             "write it like 224 or '320x224' (height x width).") from None
     return height, width
 
+# %% ../nbs/00_core.ipynb #c0e00002
+def parse_memory(
+    memory # '16GB', '900 MiB', or a number of MiB
+)->float:  # MiB
+    "An amount of memory; 1 GB is 1024 MiB"
+    found = re.fullmatch(r'(\d+\.?\d*|\.\d+)\s*([GM])i?B', str(memory).strip(), re.I)
+    mib = 0 if isinstance(memory, (str, bool, type(None))) else memory
+    if found: mib = float(found[1])*(1024 if found[2] in 'Gg' else 1)
+    try:
+        if 0 < mib < 1e7: return float(mib)
+    except (TypeError, ValueError): pass # such as a list
+    raise SettingsError(f'{memory!r} is not an amount of memory.',
+                        "write it like '16GB', or as a number of MiB (not of bytes).")
+
+def parse_budget(
+    budget # '9h', '30m', '1h30m', '45s', or seconds as a number or text; None for no limit
+)->float:  # seconds
+    "A time budget in seconds"
+    if budget is None: return math.inf
+    text, number = str(budget).replace(' ', '').lower(), r'(\d+(?:\.\d+)?)'
+    found = re.fullmatch(f'(?:{number}h)?(?:{number}m(?:in)?)?(?:{number}s)?', text)
+    seconds = 0
+    if found: seconds = sum(float(v or 0)*u for v, u in zip(found.groups(), (3600, 60, 1)))
+    elif re.fullmatch(number, text): seconds = float(text)
+    if seconds > 0: return seconds
+    raise SettingsError(f'{budget!r} is not a time.', 'write 9h, 30m, 1h30m, or seconds.')
+
+# %% ../nbs/00_core.ipynb #c0e00003
+def say_time(
+    seconds:float # NaN where it is unknown
+)->str:
+    "A time as one says it"
+    if math.isnan(seconds): return 'unknown'
+    if seconds < 90: return f'{seconds:.2g} s' if seconds < 10 else f'{seconds:.0f} s'
+    minutes = round(seconds/60)
+    return f'{minutes} min' if minutes < 90 else f'{minutes//60} h {minutes%60} min'
+
 # %% ../nbs/00_core.ipynb #f63e7422
 def missing_reader(
     suffix:str # of an image file, such as '.heic'
@@ -446,16 +483,11 @@ def _heif_suffix(path):
     brand = head[8:] if head[4:8] == 'ftyp' else None
     return next((suffix for suffix, brands in _BRANDS.items() if brand in brands), None)
 
-def open_image(
-    path # an image file
-)->'Image':  # as Pillow opens it: not decoded yet
-    "A Pillow image of any kind that can be read here; HEIC too, with the extra heic"
-    from PIL import Image, UnidentifiedImageError
-    try: return Image.open(path)
-    except UnidentifiedImageError:
-        suffix = _heif_suffix(path)
-        if suffix is None: raise
-    if fix := missing_reader(suffix):
+def _open_heif(path):
+    "A HEIC or AVIF image, or an error that says what it needs"
+    from PIL import Image
+    suffix = _heif_suffix(path)
+    if suffix and (fix := missing_reader(suffix)):
         raise DataError(f'{path} is {suffix[1:].upper()}, which is not read here.',
                         f'{fix}, or convert it to PNG or JPEG.')
     if suffix == '.heic':
@@ -464,16 +496,40 @@ def open_image(
     return Image.open(path)
 
 # %% ../nbs/00_core.ipynb #5a0e0006
+def open_image(
+    path # an image file
+)->'Image':  # as Pillow opens it: not decoded yet
+    "A Pillow image of any kind that can be read here; HEIC too, with the extra heic"
+    from PIL import Image, UnidentifiedImageError
+    try: im = Image.open(path)
+    except UnidentifiedImageError: im = _open_heif(path)
+    if not im.mode.startswith(('I', 'F')): return im
+    im.close()
+    raise DataError(
+        f'{path} is of more than 8 bits a channel (mode {im.mode}), which RGB would turn white.',
+        'save it with 8 bits a channel, all images scaled alike.')
+
+_UPRIGHT = {2: 'FLIP_LEFT_RIGHT', 3: 'ROTATE_180', 4: 'FLIP_TOP_BOTTOM', 5: 'TRANSPOSE',
+            6: 'ROTATE_270', 7: 'TRANSVERSE', 8: 'ROTATE_90'} # orientation → what undoes it
+
+def _turn_upright(im):
+    "As EXIF says; `ImageOps.exif_transpose` fails where another entry of EXIF is damaged"
+    from PIL import Image
+    try: turn = _UPRIGHT.get(im.getexif().get(0x0112))
+    except Exception: turn = None # half a dozen types for EXIF that can't be read at all
+    return im.transpose(Image.Transpose[turn]) if turn else im
+
+# %% ../nbs/00_core.ipynb #c0e00010
 def open_rgb(
     path,      # an image file
     draft=None # (width, height) that is enough: a JPEG is then decoded smaller, which is faster
 )->'Image':    # PIL image in mode RGB
     "An image as people see it: upright, RGB, on white where it is transparent"
-    from PIL import Image, ImageOps
+    from PIL import Image
     with open_image(path) as im:
         if draft: im.draft('RGB', draft)
-        try: im = ImageOps.exif_transpose(im)
-        except Exception: im.load() # broken EXIF raises half a dozen types, and turns nothing
+        im.load()
+        im = _turn_upright(im)
         if 'A' not in im.getbands() and 'transparency' not in im.info: return im.convert('RGB')
         im = im.convert('RGBA')
         return Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im).convert('RGB')

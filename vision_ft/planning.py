@@ -8,7 +8,7 @@ __all__ = ['PRECISIONS', 'OPTIMIZERS', 'TRAINABLE', 'OVERHEAD_MIB', 'OVERHEAD_MA
            'MicroPlan', 'BudgetError', 'plan_micro_bs']
 
 # %% ../nbs/06_planning.ipynb #a1f4c501
-import bisect, contextlib, copy, math, os, pickle, re, subprocess, sys, weakref
+import bisect, contextlib, copy, math, os, pickle, subprocess, sys, weakref
 import pandas as pd, psutil, torch, torch.nn.functional as F
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
@@ -20,7 +20,8 @@ from torch._subclasses.fake_tensor import (
     DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode)
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
-from .core import SettingsError, check_name, parse_size, pick_device, whole_number
+from .core import (SettingsError, check_name, parse_memory, parse_size, pick_device,
+                            whole_number)
 from .memory import MiB, free_memory, memory_report, track_memory
 from .models import body_head, make_model
 
@@ -524,18 +525,6 @@ def _free_mib(device):
     ours = r.process_mib if r.how.startswith('process') else r.reserved_mib
     return free+ours-r.allocated_mib
 
-def _budget_mib(budget, device):
-    "MiB; of text such as '16GB', of a number of MiB, or of what is free on the device"
-    if budget is None: return _free_mib(device)
-    text = re.fullmatch(r'([\d.]+)\s*([GM])i?B', str(budget), re.I)
-    try:
-        mib = float(text[1] if text else budget)
-        if text and text[2] in 'Gg': mib *= 1024
-        if 0 < mib < 1e7: return mib
-    except (TypeError, ValueError): pass
-    raise SettingsError(f'{budget!r} is not an amount of memory.',
-                        "write it like '16GB', or as a number of MiB (not of bytes).")
-
 # %% ../nbs/06_planning.ipynb #9e00066d
 class BudgetError(SettingsError): "Not even the smallest micro-batch fits the budget"
 
@@ -567,7 +556,8 @@ def plan_micro_bs(
 )->MicroPlan:
     "The largest micro-batch whose training step fits the budget"
     eff, hw, device = whole_number(effective_bs, 'effective_bs'), parse_size(size), _device(device)
-    s, mib = _step_settings(settings, kwargs), _budget_mib(budget, device)
+    s = _step_settings(settings, kwargs)
+    mib = _free_mib(device) if budget is None else parse_memory(budget)
     reserves = _reserves(mib, s, known=probe or device == 'cpu' or overhead_mib is not None)
     needs = partial(predict_memory, arch, hw, settings=s, device=device, overhead_mib=overhead_mib)
     line = needs(eff, probe=True).parts/[1, eff] if probe else None # measured once

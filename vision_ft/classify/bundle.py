@@ -28,7 +28,7 @@ from ..memory import free_memory
 from ..runs import file_hash
 from ..samples import atomic_folder
 from ..blend import check_ensemble_weights
-from ..data.tables import find_parts, image_files, read_text
+from ..data.tables import find_parts, image_files, load_groups, read_text
 from .settings import CompeteSettings, check_fields, check_models, save_models
 from .kaggle import read_sample, spell_ids, write_submission
 from .compete import (Result, collect, plan_views, prepare, run_baselines,
@@ -330,9 +330,7 @@ def _write_table(rows, compete, dest):
     said = {f.name: getattr(compete, f.name) for f in fields(compete)}
     said.update(models='models.csv', device=None)
     if compete.groups is None: return said
-    groups = compete.groups
-    if not isinstance(groups, pd.DataFrame): groups = read_text(groups)
-    groups.to_csv(dest/'groups.csv', index=False)
+    load_groups(compete.groups).to_csv(dest/'groups.csv', index_label='id')
     return dict(said, groups='groups.csv')
 
 def _copy(files, dest):

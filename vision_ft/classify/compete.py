@@ -20,7 +20,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from fastcore.meta import delegates
-from ..core import Preds, atomic_path, check_groups, groups_among, read_groups
+from ..core import Preds, atomic_path, check_groups, groups_among
 from ..models import fetch_pretrained
 from ..memory import free_memory, plot_memory
 from ..runs import (Run, check_out, data_id, fingerprint, image_list, keep_before,
@@ -30,7 +30,7 @@ from ..blend import ensemble
 from ..report import (Section, class_table, error_lines, error_table, errors_table,
                               fig_batch, fig_confusion, fig_errors, fig_losses, headline,
                               worst_html, write_report)
-from ..data.tables import plot_label_counts, read_text
+from ..data.tables import load_groups, plot_label_counts
 from ..data.splits import save_split, split_rows
 from .baselines import (BASELINES, fit_baselines, fit_probe, named_probes,
                                           probe_verdict)
@@ -83,8 +83,7 @@ def read_images(
     s:CompeteSettings # what is asked for
 )->tuple:             # `Competition`, split, groups or None
     "Read and check the images, and part them; nothing is written"
-    groups = read_text(s.groups) if isinstance(s.groups, (str, Path)) else s.groups
-    if groups is not None: groups = read_groups(groups)
+    groups = load_groups(s.groups)
     comp = read_competition(data, s.holdout, s.seed, groups, out/'holdout.csv')
     if groups is not None: check_groups(groups, [*comp.train.id, *comp.test.id])
     mine = groups_among(groups, comp.train.id)

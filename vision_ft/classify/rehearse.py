@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['refuse_hosts', 'refuse_paths', 'guard', 'guard_source', 'image_packages', 'link_packages', 'run_cells', 'make_stage',
-           'parse_gb', 'Watched', 'watch', 'Rehearsal', 'last_error', 'find_refused', 'find_problems', 'rehearse']
+           'Watched', 'watch', 'Rehearsal', 'last_error', 'find_refused', 'find_problems', 'rehearse']
 
 # %% ../../nbs/classify/29_rehearse.ipynb #b2900003
 import inspect, json, os, re, shutil, signal, subprocess, time, venv
@@ -16,11 +16,10 @@ from packaging.requirements import Requirement
 from packaging.tags import sys_tags
 from packaging.utils import canonicalize_name, parse_wheel_filename
 from tqdm.auto import tqdm
-from ..core import SettingsError, VisionFTError
+from ..core import SettingsError, VisionFTError, parse_budget, parse_memory
 from ..samples import digits
 from ..data.tables import read_text
 from .kaggle import check_submission, read_competition
-from .plan import parse_budget
 from .bundle import check_files, missing_packages, read_image
 
 # %% ../../nbs/classify/29_rehearse.ipynb #b2900007
@@ -158,15 +157,6 @@ def make_stage(
         f'{inspect.getsource(run_cells)}\nimport sys\nrun_cells(sys.argv[1])\n')
     return out/'venv'/'bin'/'python'
 
-# %% ../../nbs/classify/29_rehearse.ipynb #b290000f
-def parse_gb(
-    memory # such as '13GB', '900MB', or a number of GB
-)->float:
-    "An amount of memory in GB"
-    m = re.fullmatch(r'\s*(\d+\.?\d*)\s*(mb|gb)?\s*', str(memory).lower())
-    if m and float(m[1]): return float(m[1])/(1000 if m[2] == 'mb' else 1)
-    raise SettingsError(f'{memory!r} is no amount of memory.', "write it like '13GB'.")
-
 # %% ../../nbs/classify/29_rehearse.ipynb #b2900010
 @dataclass(frozen=True)
 class Watched:
@@ -184,7 +174,7 @@ def _resident_gb(pid):
     for p in family:
         try: total += p.memory_info().rss
         except psutil.Error: pass # ended meanwhile
-    return total/1e9
+    return total/2**30
 
 # %% ../../nbs/classify/29_rehearse.ipynb #b2900103
 def watch(
@@ -347,7 +337,8 @@ def rehearse(
     progress:bool=True # whether to show a bar, up to the limit of time
 )->Rehearsal:
     "Run the notebook of a bundle under the conditions of a session, and say what would break there"
-    folder, limits = Path(folder).expanduser().resolve(), (parse_budget(time), parse_gb(memory))
+    limits = parse_budget(time), parse_memory(memory)/1024
+    folder = Path(folder).expanduser().resolve()
     about, image = check_files(folder/'dataset'), read_image(image)
     earlier = Path(earlier).expanduser().resolve() if earlier else None
     out = _fresh(folder/'out', earlier)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'ID_COLS', 'LABEL_COLS', 'as_folder', 'need_columns', 'count_reasons', 'count_images', 'image_files',
-           'image_table', 'Parts', 'find_parts', 'read_folder', 'read_text', 'check_rows', 'folded_path', 'read_csv',
-           'label_counts', 'plot_label_counts', 'trial_set', 'drop_unreadable', 'check_table']
+           'image_table', 'Parts', 'find_parts', 'read_folder', 'read_text', 'load_groups', 'check_rows', 'folded_path',
+           'read_csv', 'label_counts', 'plot_label_counts', 'trial_set', 'drop_unreadable', 'check_table']
 
 # %% ../../nbs/data/10_tables.ipynb #42c0ee3a
 import os, re, unicodedata, warnings
@@ -20,7 +20,7 @@ import pandas as pd
 from fastcore.foundation import L
 from tqdm import tqdm
 from ..core import DataError, VisionFTError, check_name, first_few, missing_reader
-from ..core import normal_path, open_image, plural
+from ..core import normal_path, open_rgb, plural, read_groups
 
 # %% ../../nbs/data/10_tables.ipynb #4311600f
 IMAGE_SUFFIXES = set('.jpg .jpeg .jfif .png .bmp .webp .avif .heic .heif .hif .tif .tiff .gif'
@@ -360,6 +360,14 @@ def read_text(
         warnings.warn(f'{csv}: blanks around headers or cells are left out.', stacklevel=2)
     return clean
 
+# %% ../../nbs/data/10_tables.ipynb #c0e00021
+def load_groups(
+    groups # CSV with columns id and group; or a dict, Series or table, as for `read_groups`; None
+)->pd.Series: # group, indexed by id, both text; None for None
+    "The groups that a setting names"
+    if isinstance(groups, (str, os.PathLike)): groups = read_text(groups)
+    return None if groups is None else read_groups(groups)
+
 # %% ../../nbs/data/10_tables.ipynb #c069dc42
 ID_COLS = 'image_id id image file filename file_name image_name image_path path img name'.split()
 LABEL_COLS = 'label labels class target category class_name class_id y'.split()
@@ -483,13 +491,10 @@ def trial_set(
 
 # %% ../../nbs/data/10_tables.ipynb #2225f801
 def _why_bad(path):
-    "Why an image can't be decoded, or '' if it can"
+    "Why an image can't be read, or '' if it can"
     try:
         if not os.path.getsize(path): return 'empty: 0 bytes'
-        with open_image(path) as im:
-            if im.mode.startswith(('I', 'F')):
-                return f'more than 8 bits a channel (mode {im.mode}), which RGB would turn white'
-            im.load()
+        open_rgb(path)
     except VisionFTError as e: return f'{e.wrong} {e.fix}'.replace(f'{path} is ', '')
     except Exception as e: # Pillow raises half a dozen types for broken files
         return f'{type(e).__name__}: {e}'.replace(f' {str(path)!r}', '')
