@@ -78,6 +78,15 @@ class Setup:
     def ensemble_weights(self)->dict: return self.models.ensemble_weights
     @property
     def runs(self)->list: return [Run(self.out/'runs'/name) for name in self.trainings]
+    @property
+    def probes(self)->dict: # name → its training, and what decides its predictions
+        groups = groups_among(self.groups, self.train.id)
+        shared = None if groups is None else fingerprint(groups.to_dict())
+        same, probes = dict(self.ids, seed=self.settings.seed, groups=shared), {}
+        for name, t in named_probes(self.trainings.values()).items():
+            probes[name] = t, dict(same, arch=t.arch, pretrained=pretrained_id(t.pretrained),
+                                   size=t.size, model_args=t.model_args)
+        return probes
 
 def _read_images(data, out, s):
     "The competition, its split and the groups; nothing is written"
@@ -121,7 +130,7 @@ def _check_untrained(setup):
             if not runs[name].is_done('train', setup.records[name])]
     check_trainings(left)
     base = Run(setup.out/'baselines')
-    probes = [t for name, (t, asked) in _probes(setup).items() if not base.is_done(name, asked)]
+    probes = [t for name, (t, asked) in setup.probes.items() if not base.is_done(name, asked)]
     for t in (*left, *probes):
         if t.pretrained == 'hub': fetch_pretrained(t.arch)
     for t in left: planned_micro_bs(t, setup.train.label.nunique(), setup.models.device)
@@ -165,22 +174,12 @@ def _write_setup(setup, split, listed):
     if hasattr(groups, 'items'):
         with atomic_path(out/'groups.csv') as tmp: read_groups(groups).to_csv(tmp, index_label='id')
 
-# %% ../../nbs/classify/24_compete.ipynb #837437f8
+# %% ../../nbs/classify/24_compete.ipynb #5a6979dc
 def _tables(setup):
     "kind → table of images, id → label or None: the validation images and the test images"
     known = dict(zip(setup.valid.id, setup.valid.label))
     return dict(valid=(setup.valid, known), test=(setup.comp.test, setup.comp.truth))
 
-def _probes(setup):
-    "name → its training, and what decides its predictions: the probes beside the models"
-    groups, shared = groups_among(setup.groups, setup.train.id), None
-    if groups is not None: shared = fingerprint(groups.to_dict())
-    same = dict(setup.ids, seed=setup.settings.seed, groups=shared)
-    return {name: (t, dict(same, arch=t.arch, pretrained=pretrained_id(t.pretrained), size=t.size,
-                           model_args=t.model_args))
-            for name, t in named_probes(setup.trainings.values()).items()}
-
-# %% ../../nbs/classify/24_compete.ipynb #5a6979dc
 def run_model(
     setup:Setup,
     name:str,          # of the model
@@ -225,13 +224,12 @@ def run_baselines(
     seed, groups = setup.settings.seed, groups_among(setup.groups, setup.train.id)
     _run_baseline(setup, 'simple', dict(setup.ids, seed=seed, names=list(BASELINES)),
                   partial(fit_baselines, setup.train, tables, seed))
-    probes = _probes(setup)
-    for name, (s, asked) in probes.items():
+    for name, (s, asked) in setup.probes.items():
         _run_baseline(setup, name, asked, partial(fit_probe, name, s, setup.train, tables, groups,
                                                   seed, setup.models.device))
     run = Run(setup.out/'baselines')
     return {name: {kind: run.preds(f'{name} {kind}') for kind in ('valid', 'test')}
-            for name in (*BASELINES, *probes)}
+            for name in (*BASELINES, *setup.probes)}
 
 # %% ../../nbs/classify/24_compete.ipynb #07e0d7c5
 @dataclass(frozen=True)
@@ -331,7 +329,7 @@ def _baseline_verdicts(result, groups):
     "Whether fine-tuning beats the baselines, and each network its own frozen features"
     says, names = [_best_baseline(result, groups)], result.setup.trainings
     probes, plain = ({p.name: p for p in o} for o in (result.baselines, result.plain))
-    for probe, asked in named_probes(names.values()).items():
+    for probe, (asked, _) in result.setup.probes.items():
         name = next(n for n, t in names.items() if t is asked)
         says.append(probe_verdict(probes[probe], plain[name], groups))
     return says

@@ -68,7 +68,7 @@ def with_copies(
 
 def copy_words(
     copies:pd.DataFrame # as of `find_copies`
-)->str:                 # one sentence; empty where there is none
+)->str:                 # a line; empty where there is none
     "How many images are copies, whether their split tears them apart, and their names"
     if not len(copies): return ''
     groups = copies.groupby('file', sort=False)
@@ -76,7 +76,7 @@ def copy_words(
     fate = f', {torn} of them in several parts' if torn else ' are kept together'
     named = [' = '.join(map(str, ids[:3])) for _, ids in groups.id]
     n = f'{len(copies)} copies in {plural(len(named), "group")}'
-    return f'{n}{fate}: {first_few(named)}.'
+    return f'{n}{fate}: {first_few(named)}'
 
 # %% ../../nbs/data/15_splits.ipynb #6943c735
 def _groups(df, groups=None):
