@@ -13,14 +13,14 @@ def test_every_option_reaches_its_field(monkeypatch):
     monkeypatch.setattr(C, 'compete', lambda data, out, settings: given.update(data=data, out=out, settings=settings))
     line = ('compete photos --out run --epochs 3 --device cpu --arch vit_tiny_patch16_224,convnext_atto --size 160x128 --lr .002 --retrain '
             '--effective-bs 32 --micro-bs auto --no-flip --folds 4 --views plain hflip --ensemble-weights vit=2 swin=1 --groups g.csv '
-            '--holdout .25 --workers 2 --seed 7')
+            '--holdout .25 --workers 2 --seed 7 --cache kept')
     args = cli.parser().parse_args(line.split())
     args.run(args)
     assert (given['data'], given['out']) == ('photos', 'run')
     assert dataclasses.asdict(given['settings']) == dict(
         models='auto', arch='vit_tiny_patch16_224,convnext_atto', size='160x128', lr=.002, effective_bs=32, epochs=3, micro_bs='auto', flip=False,
         views=['plain', 'hflip'], ensemble_weights=dict(vit=2., swin=1.), groups='g.csv', holdout=.25, k=4, retrain=True, seed=7, device='cpu',
-        num_workers=2)
+        num_workers=2, cache='kept')
 
 def test_options_left_out_keep_the_defaults(monkeypatch):
     from vision_ft.classify import compete as C
@@ -98,7 +98,7 @@ def test_plan_gets_what_was_asked(monkeypatch, capsys):
     assert (data, out, budget, error, seconds) == ('photos', 'p.html', '9h', .1, 0)
     assert dataclasses.asdict(settings) == dict(
         models='paddy', arch=None, size='96', lr=.01, retrain=False, effective_bs=32, epochs=3, micro_bs='auto', flip=False, views=['plain', 'hflip'], ensemble_weights={},
-        groups='g.csv', holdout=.25, k=4, seed=7, device='16GB', num_workers=2)
+        groups='g.csv', holdout=.25, k=4, seed=7, device='16GB', num_workers=2, cache=None)
 
 def test_kaggle_bundle_gets_what_was_asked(monkeypatch, capsys):
     import pandas as pd

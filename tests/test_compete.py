@@ -110,7 +110,7 @@ def test_other_options_are_refused_unless_they_are_meant(data, tmp_path):
     assert lrs(kept, out) == [.004, .002] and stages(kept) == before
     assert pd.read_csv(kept/'runs.csv', index_col='name').test_tta_error['vit'] == r.table.test_tta_error['vit']
     from vision_ft.classify.predict import predict
-    test = r.plan.comp.test
+    test = r.setup.comp.test
     np.testing.assert_allclose(predict(kept, test, tta=True, progress=False).probs, r.preds.probs, atol=1e-6)
     links = re.findall('href="([^"]+)"', (out/'report.html').read_text())
     assert all((out/o).resolve().is_file() for o in links) # of the mistakes
@@ -176,7 +176,7 @@ def test_a_given_validation_set_is_the_validation_set(data, tmp_path):
         shutil.copy(f, to)
     r = C.compete(root, tmp_path/'out', models=MODELS[:1], flip=False, k=3, progress=False)
     n_valid = len(list((root/'valid').rglob('*.jpg')))
-    fit, held = r.plan.train, r.plan.valid
+    fit, held = r.setup.train, r.setup.valid
     assert len(held) == n_valid and set(held.id.str.split('/').str[0]) == {'valid'} and set(fit.id.str.split('/').str[0]) == {'train'}
     assert f'{n_valid} in the given validation set' in (tmp_path/'out'/'report.html').read_text()
     split = pd.read_csv(tmp_path/'out'/'split.csv', dtype=str).set_index('id').fold
@@ -230,12 +230,12 @@ def test_a_cell_left_empty_is_the_default(column, from_file, tmp_path):
 def test_rows_with_and_without_pretrained_weights_run_together(data, tmp_path):
     mixed = pd.DataFrame([{**MODELS.iloc[0], 'pretrained': 'tiny'}, {**MODELS.iloc[1]}])
     r = C.compete(data, tmp_path/'out', models=mixed, flip=False, progress=False)
-    assert [t.pretrained for t in r.plan.trainings.values()] == ['tiny', None]
+    assert [t.pretrained for t in r.setup.trainings.values()] == ['tiny', None]
     assert r.table.index.tolist() == ['convnext', 'vit', 'ensemble', *C.BASELINES, 'linear probe tiny_convnext 32']
-    said, facts = ' '.join(C.summary(r).split()), C.run_facts(r.plan)
+    said, facts = ' '.join(C.summary(r).split()), C.run_facts(r.setup)
     assert 'convnext: ' in said and said.count('its probe') == 1 and re.match(r'\d+ of 30 test images are right; always the largest class would get 10\.', said)
     assert facts['models'] == 'convnext: tiny_convnext, 1 epochs, lr 0.004; vit: tiny_vit, 1 epochs, lr 0.004' and '--no-flip' in facts['command']
-    assert r.baselines[-1].error < .2 and C.collect(r.plan).table.equals(r.table)
+    assert r.baselines[-1].error < .2 and C.collect(r.setup).table.equals(r.table)
 
 def test_what_the_images_can_tell_is_said_first(data, tmp_path):
     "With the test images where their truth is known, and with groups that name them too"
@@ -262,7 +262,7 @@ def test_networks_of_the_hubs_cache_on_photos(photos, tmp_path, monkeypatch):
         (tmp_path/'rice'/label.name).mkdir(parents=True)
         for f in sorted(label.iterdir())[:12]: shutil.copy(f, tmp_path/'rice'/label.name)
     r = C.compete(tmp_path/'rice', tmp_path/'out', arch='tf_efficientnet_lite0', size=96, epochs=1, effective_bs=8, k=3, holdout=.25, device='cpu', progress=False)
-    assert not r.plan.says and r.plan.runs[0].settings('train')['pretrained'] == 'hub'
+    assert not r.setup.says and r.setup.runs[0].settings('train')['pretrained'] == 'hub'
     assert r.baselines[-1].name == 'linear probe tf_efficientnet_lite0 96' and r.baselines[-1].error < r.baselines[0].error
     assert 'its probe' in C.summary(r) and len(predict(tmp_path/'out', tmp_path/'rice', progress=False)) == 36
 
@@ -348,3 +348,108 @@ def test_a_model_that_fits_nowhere_is_refused_before_the_first_is_trained(data, 
 
 def test_args_may_be_a_dict():
     assert row_settings({**FULL, 'args': {'drop_path_rate': .1}}) == row_settings(FULL)
+
+# --- images that were learned, and images that are the same
+
+def images(folder): return sorted(folder.rglob('*.jpg'))
+
+def laid_out(data, d, layout):
+    "The digits as Kaggle lays them out, without CSV files, or in fast.ai's parts; the folders of training and of held-out images"
+    if layout == 'Kaggle':
+        for what in ('train_images', 'test_images'): shutil.copytree(data/what, d/what)
+        return d/'train_images', d/'test_images'
+    parts = ['train', 'train', layout]
+    for k, f in enumerate(images(data/'train_images')):
+        to = d/parts[k % len(parts)]/f.parent.name
+        to.mkdir(parents=True, exist_ok=True)
+        shutil.copy(f, to)
+    return d/'train', d/layout
+
+@pytest.mark.parametrize('layout', ['Kaggle', 'test', 'valid'])
+def test_what_was_learned_is_no_test_image(data, tmp_path, layout):
+    "Moved there after the training, under other names: refused, and nothing is touched. Copied there: said"
+    out, kw = tmp_path/'out', dict(models=MODELS[:1], flip=False, k=3, progress=False)
+    train, held = laid_out(data, tmp_path/'d', layout)
+    r = C.compete(tmp_path/'d', out, **kw)
+    before, page = stages(out), (out/'report.html').read_bytes()
+    for k, f in enumerate(map(Path, r.setup.train.path[:3])):
+        to = held/f.parent.relative_to(train) if layout != 'Kaggle' else held
+        shutil.copy(f, to/f'late_{k}.jpg')
+    with pytest.warns(UserWarning, match='3 of .* byte for byte among the training images'): C.read_competition(tmp_path/'d')
+    for f in r.setup.train.path[:3]: Path(f).unlink()
+    with pytest.raises(SettingsError, match='held out now, though it learned them: 3'): C.compete(tmp_path/'d', out, **kw)
+    assert stages(out) == before and (out/'report.html').read_bytes() == page
+
+def test_names_that_test_images_share_with_training_images(data, tmp_path):
+    "Kaggle's folders may each begin with 0.jpg: a change among the training images is told by their names alone"
+    train, held = laid_out(data, tmp_path/'d', 'Kaggle')
+    for k, f in enumerate(images(held)): f.rename(held/f'{k}.jpg')
+    for k, f in enumerate(images(train)): f.rename(f.parent/f'{k}.jpg')
+    kw = dict(models=MODELS[:1], flip=False, k=3, progress=False)
+    r = C.compete(tmp_path/'d', tmp_path/'out', **kw)
+    Path(r.setup.train.path[0]).unlink()
+    with pytest.warns(UserWarning, match=rf'kept as trained before \(images: 1 removed \({r.setup.train.id[0]}\)\)'): C.compete(tmp_path/'d', tmp_path/'out', **kw)
+
+def test_copies_count_alike_in_plan_and_compete(data, tmp_path):
+    "As groups, with the same words; and they are named in terminal and report, with what else was noticed"
+    from vision_ft.classify.plan import read_facts
+    plain = data/'train_images'
+    for k, f in enumerate(images(plain/'0')[:3]): shutil.copy(f, f.parent/f'copy_{k}.jpg')
+    shutil.copy(images(plain/'0')[0], plain/'0'/'third.jpg')
+    (plain/'0'/'raw').write_text('no image')
+    s = C.CompeteSettings(models=MODELS[:1], flip=False)
+    with pytest.warns(UserWarning, match='left out: 1 without a suffix'): setup = C.prepare(plain, tmp_path/'out', s)
+    facts, words = read_facts(plain, s), C.image_words(setup)
+    assert '7 copies in 3 groups are kept together: ' in words and 'copy_0.jpg' in words and '= 0/third.jpg' in words
+    assert C.short_plan(facts.train, facts.valid, facts.test, facts.groups) in words
+    assert words in '\n'.join(C.opening_words(setup))
+    r = C.compete(plain, tmp_path/'out', s, progress=False)
+    page = (tmp_path/'out'/'report.html').read_text()
+    for said in ('7 copies in 3 groups', 'left out: 1 without a suffix (0/raw)'): assert said in page
+
+def test_verdicts_on_baselines_say_both_ways_and_level(data, tmp_path):
+    "Whoever is better is named; the same errors are level"
+    from dataclasses import replace
+    r = C.compete(data, tmp_path/'out', models=MODELS[:1], flip=False, progress=False)
+    def said(ens, base): return C.verdicts(replace(r, ensemble=replace(ens, name='ensemble'), baselines=[replace(base, name='SVC')]))[0]
+    truth = r.ensemble.targets
+    right, wrong = (replace(r.ensemble, probs=np.asarray([v == np.roll(r.ensemble.vocab, k) for v in truth], float)) for k in (0, 1))
+    assert (right.error, wrong.error) == (0, 1)
+    assert said(right, wrong).endswith('0 of 30 wrong against 30: the ensemble is better.')
+    assert said(wrong, right).endswith('30 of 30 wrong against 0: the SVC is better.')
+    assert said(right, right).endswith('they are level.') and said(wrong, wrong).endswith('they are level.')
+
+# --- a finished run needs nothing but its folder
+
+def test_a_finished_run_is_collected_without_its_weights(data, tmp_path, monkeypatch):
+    "Offline, on a machine without the hub's cache: with the table, and with the architecture alone; another model is refused"
+    import huggingface_hub
+    from test_settings import seed_cache
+    arch = 'convnext_atto.d2_in1k'
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(tmp_path/'hub'))
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
+    seed_cache(tmp_path/'hub', arch)
+    kw = dict(arch=arch, size=32, epochs=1, effective_bs=16, flip=False, views=['plain', 'random1'], progress=False)
+    r = C.compete(data, tmp_path/'out', **kw)
+    before, table = stages(tmp_path/'out'), tmp_path/'out'/'models.csv'
+    shutil.rmtree(tmp_path/'hub')
+    again = C.compete(data, tmp_path/'out', **kw)
+    assert again.table.equals(r.table) and stages(tmp_path/'out') == before
+    with pytest.raises(VisionFTError, match='convnext_atto'): C.compete(data, tmp_path/'new', models=table, progress=False)
+    with pytest.raises(VisionFTError, match='convnext_atto'): C.compete(data, tmp_path/'out', **{**kw, 'retrain': True, 'epochs': 2})
+    assert stages(tmp_path/'out') == before
+
+def test_a_cache_changes_nothing_but_the_time(data, tmp_path):
+    "It is filled, read again by the next run, no part of what was asked, and refused among the images"
+    kw = dict(models=MODELS, flip=False, progress=False)
+    a = C.compete(data, tmp_path/'a', **kw)
+    b = C.compete(data, tmp_path/'b', cache=tmp_path/'cache', **kw)
+    pixels = [f for f in (tmp_path/'cache').rglob('*') if f.is_file()]
+    assert len(pixels) == 150 and '--cache' in C.run_facts(b.setup)['command'] # both models read the same
+    np.testing.assert_array_equal(a.preds.probs, b.preds.probs)
+    before = stages(tmp_path/'a')
+    C.compete(data, tmp_path/'a', cache=str(tmp_path/'cache'), **kw)
+    assert stages(tmp_path/'a') == before
+    for inside in (data, data/'train_images'/'kept'):
+        with pytest.raises(SettingsError, match='lies in the folder of the data'): C.compete(data, tmp_path/'c', cache=inside, **kw)
+    assert not (tmp_path/'c').exists()

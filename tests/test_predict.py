@@ -41,7 +41,7 @@ def test_the_numbers_are_those_of_the_run(done):
     home, new, result = done
     p = P.predict(home/'run', new, tta=True, device='cpu', progress=False)
     assert np.array_equal(p.align(result.preds).probs, result.preds.probs)
-    own = result.plan.runs[0].preds('test')
+    own = result.setup.runs[0].preds('test')
     one = P.predict(home/'run', new, model=own.name, device='cpu', progress=False)
     assert np.array_equal(one.align(own).probs, own.probs)
     alone = P.predict(home/'run'/'runs'/own.name, new, device='cpu', progress=False)

@@ -1,9 +1,11 @@
 "Settings of a training, and tables of models"
-from dataclasses import replace
+import shlex
+from dataclasses import fields, replace
 import pandas as pd, pytest
 from vision_ft.classify.settings import (CompeteSettings, TrainSettings, arch_models, auto_preset, check_models, command_line, item_in_proportion, presets, read_models,
                                          row_settings, save_models)
-from vision_ft.core import SettingsError
+from vision_ft.core import PretrainedError, SettingsError, parse_size
+from vision_ft.runs import Run
 
 def test_settings_read_what_they_wrote():
     s = TrainSettings('tiny_vit', size='48x32', effective_bs=16, micro_bs=5)
@@ -89,3 +91,54 @@ def test_tables_that_were_passed_are_files_in_the_command(groups):
     assert said == 'vision-ft compete photos --out run --models run/models.csv --groups run/groups.csv'
 
 def read_models_table(): return pd.DataFrame(read_models('tiny'))
+
+def test_an_item_is_kept_where_the_size_is():
+    "A side that is no multiple of 16 as well"
+    assert item_in_proportion(dict(item='squish 500', size=224), 224) == 'squish 500'
+    assert item_in_proportion(dict(item='crop 500x300', size='320x224'), '320x224') == 'crop 500x300'
+
+@pytest.mark.parametrize('field,value', [('finetune', 'no'), ('flip', 'no'), ('flip', 1), ('arch', None), ('arch', 3), ('item', 480), ('vocab', 'abc'), ('model_args', '{}')])
+def test_each_field_has_its_type(field, value):
+    "Text such as 'no' would count as True"
+    with pytest.raises(SettingsError, match=f'{field} is') as e: TrainSettings(**{'arch': 'tiny_vit', field: value})
+    assert e.value.fix.startswith('pass ')
+
+# --- the command that asks for the same
+
+SAMPLES = dict(models=['paddy', 'my models.csv', '/a b/models.csv'], arch=['tiny_vit,convnext_atto'], size=[224, '320x224', (320, 224), [64, 48], (96,)], lr=[.1, 1e-5, 1/3], epochs=[3],
+               effective_bs=[7], micro_bs=[8, 'auto'], flip=[False], views=['symbols', ['plain', 'hflip']], ensemble_weights=[dict(a=1/3, b=2), {'a=b': .5}], groups=['my groups.csv'],
+               holdout=[.33], k=[3], retrain=[], seed=[0, 7], device=['cuda:1'], num_workers=[0, 4], cache=['my cache'])
+
+@pytest.mark.parametrize('field,value', [(f.name, v) for f in fields(CompeteSettings) for v in SAMPLES[f.name]])
+def test_every_field_is_read_back_from_its_command(field, value):
+    "By the parser of the command line, to the same settings; a field without a sample fails"
+    from vision_ft.cli import compete_settings, parser
+    words = shlex.split(command_line('my photos', 'a run', CompeteSettings(**{field: value})))
+    args = parser().parse_args(words[1:])
+    said, usual = getattr(compete_settings(args), field), getattr(CompeteSettings(), field)
+    alike = dict(size=parse_size, micro_bs=str, views=lambda v: [v] if isinstance(v, str) else v).get(field, lambda v: v)
+    assert (args.data, args.out) == ('my photos', 'a run') and alike(said) == alike(value) and said != usual
+
+# --- architectures by name
+
+@pytest.mark.parametrize('archs', [',', '', ' , ', 'tiny_vit,tiny_vit', 'tiny_vit, tiny_swin ,tiny_vit', 'hf_hub:somebody/tiny_vit'])
+def test_a_list_of_architectures_that_says_nothing_is_refused(archs, cache):
+    with pytest.raises(SettingsError, match='arch') as e: arch_models(archs)
+    assert e.value.fix and 'copy a preset' not in e.value.fix and 'name of its own' not in e.value.fix
+
+def test_the_hubs_spelling_of_an_architecture(cache):
+    seed_cache(cache, 'convnext_atto.d2_in1k')
+    for name in ('hf_hub:timm/convnext_atto.d2_in1k', 'hf-hub:timm/convnext_atto.d2_in1k'):
+        (row,), says = arch_models(name)
+        assert row['name'] == row['arch'] == 'convnext_atto.d2_in1k' and row['pretrained'] == 'hub' and not says
+
+def test_architectures_of_a_result_stay_as_they_were(cache, tmp_path):
+    "Their weights were within reach then, and aren't now"
+    rows = [dict(name='convnext_atto', arch='convnext_atto', pretrained='hub', lr=.5)]
+    save_models(rows, tmp_path/'models.csv')
+    (tmp_path/'runs'/'convnext_atto').mkdir(parents=True)
+    s = CompeteSettings(arch='convnext_atto', device='cpu')
+    with pytest.raises(PretrainedError): check_models(s, tmp_path) # still to train
+    with Run(tmp_path/'runs'/'convnext_atto').stage('train', {}): pass
+    models = check_models(s, tmp_path)
+    assert models.rows == read_models(tmp_path/'models.csv') and models.trainings['convnext_atto'].lr == .5 and not models.says

@@ -39,7 +39,7 @@ def compete_settings(
     "The settings that options ask for"
     from vision_ft.classify.settings import CompeteSettings
     alike = ('models', 'arch', 'size', 'lr', 'epochs', 'effective_bs', 'micro_bs', 'views',
-             'groups', 'holdout', 'device', 'seed')
+             'groups', 'holdout', 'device', 'seed', 'cache')
     s = {k: getattr(args, k) for k in alike}
     s.update(flip=not args.no_flip, k=args.folds, num_workers=args.workers)
     s.update(ensemble_weights=parse_ensemble_weights(args.ensemble_weights))
@@ -50,9 +50,9 @@ def closing_words(
 )->str:
     "The errors, the summary, and what to do next"
     from vision_ft.classify.compete import summary
-    from vision_ft.report import errors_table
-    table = errors_table(result.table).to_string(na_rep='', float_format='{:.4g}'.format)
-    out, path = result.plan.out, shlex.quote(str(result.plan.out))
+    from vision_ft.report import error_columns
+    table = error_columns(result.table).to_string(na_rep='', float_format='{:.4g}'.format)
+    out, path = result.setup.out, shlex.quote(str(result.setup.out))
     files = (f'submission  {out/"submission.csv"}\nreport      {out/"report.html"}\n'
              f'new images  vision-ft predict {path} IMAGES --out labels.csv')
     return '\n\n'.join(['Shares of wrong images:', table, summary(result), files])
@@ -133,6 +133,8 @@ def add_compete_data(
     add('--holdout', type=float, default=.2, help='test share of class folders; default: 0.2')
     add('--device', help='cuda, mps or cpu; default: the best there is')
     add('--workers', type=int, help='processes that decode images')
+    add('--cache', metavar='DIR', help='keeps images at the size of the training: pays with '
+        'large photographs and several epochs or models')
     add('--seed', type=int, default=42, help='of splits, weights, batches and views; default: 42')
 
 # %% ../nbs/90_cli.ipynb #23025f2e

@@ -328,7 +328,7 @@ def _write_table(rows, compete, dest):
     "Write a table of models, and its groups; the settings that go with it, for JSON"
     save_models(rows, dest/'models.csv')
     said = {f.name: getattr(compete, f.name) for f in fields(compete)}
-    said.update(models='models.csv', device=None)
+    said.update(models='models.csv', device=None, cache=None)
     if compete.groups is None: return said
     load_groups(compete.groups).to_csv(dest/'groups.csv', index_label='id')
     return dict(said, groups='groups.csv')
@@ -423,9 +423,9 @@ def time_limit(
 
 # %% ../../nbs/classify/28_bundle.ipynb #b2800108
 def without_models(
-    plan, # `Plan` of chapter 24
+    plan, # `Setup` of chapter 24
     names # of the models that are left out
-):        # `Plan`
+):        # `Setup`
     "The same plan with fewer models, the ensemble's weights shared among them"
     kept = {k: t for k, t in plan.trainings.items() if k not in names}
     weights = check_ensemble_weights({k: plan.ensemble_weights[k] for k in kept}, list(kept))
@@ -436,7 +436,7 @@ def without_models(
 
 # %% ../../nbs/classify/28_bundle.ipynb #b280010a
 def expected_seconds(
-    plan,    # `Plan` of chapter 24
+    plan,    # `Setup` of chapter 24
     name:str # of a model
 )->float:    # 0 while nothing is done
     "Time of a model, from the slowest epoch among the models that are done"
@@ -449,7 +449,7 @@ def expected_seconds(
 
 # %% ../../nbs/classify/28_bundle.ipynb #b2800027
 def run_until(
-    plan,              # `Plan` of chapter 24
+    plan,              # `Setup` of chapter 24
     end:float,         # a time of `time.monotonic`
     progress:bool=True # whether to show bars
 )->dict:               # name → why, of the models that are not done

@@ -6,15 +6,14 @@
 __all__ = ['NOTES', 'VISIBLE', 'BEATEN', 'DataFacts', 'read_facts', 'label_table', 'fig_visible', 'card_size', 'planned_models',
            'model_facts', 'StepClock', 'Speed', 'measure_speed', 'model_times', 'model_table', 'first_answers',
            'data_advice', 'visible_advice', 'model_advice', 'affordable_epochs', 'time_advice', 'free_folder',
-           'startable', 'start_command', 'wrapped', 'Forecast', 'said_models', 'said_labels', 'said_answers',
-           'left_out', 'page_sections', 'plan', 'write_forecast']
+           'startable', 'start_command', 'Forecast', 'said_models', 'said_labels', 'said_answers', 'left_out',
+           'page_sections', 'plan', 'write_forecast']
 
 # %% ../../nbs/classify/27_plan.ipynb #27a00004
 import math, tempfile, time, warnings
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from textwrap import fill
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -28,10 +27,10 @@ from ..models import norm_stats, preflight
 from ..planning import BudgetError, plan_micro_bs, predict_memory
 from ..runs import check_out
 from ..stats import detectable, detectable_difference, short_plan
-from ..report import Section, write_report
+from ..report import Section, wrapped, write_report
 from ..data.tables import (drop_unreadable, image_files, label_counts, load_groups,
                                    plot_label_counts)
-from ..data.splits import find_copies, split_rows
+from ..data.splits import find_copies, split_rows, with_copies
 from .baselines import fit_baselines, named_probes
 from .settings import (CompeteSettings, TrainSettings, auto_preset, check_fields,
                                          chosen_models, command_line, row_settings, save_models)
@@ -49,7 +48,7 @@ class DataFacts:
     valid:pd.DataFrame      # validation images, likewise
     test:pd.DataFrame       # test images with labels, likewise; None where labels are unknown
     groups:pd.Series        # id → group, also of copies; None where there are none
-    copies:pd.DataFrame     # id, label, file: images whose bytes another one has too
+    copies:pd.DataFrame     # images whose bytes another one has too, as of `find_copies`
     unreadable:pd.DataFrame # id, why: files that can't be decoded, left out of the rest
     notes:list              # warnings that came while they were read
 
@@ -99,9 +98,8 @@ def read_facts(
         split = training_split(comp, None, s.k, s.seed, mine)
     train, valid = split_rows(comp.train, split, fold=0)
     test = comp.test.assign(label=comp.test.id.map(comp.truth)) if comp.truth else None
-    copies = find_copies(pd.concat([train, valid, test]))
-    keys = [o for o in (groups, copies.set_index('id').file) if o is not None and len(o)]
-    bound = pd.concat(keys).rename('group') if keys else None
+    copies = find_copies(train, valid, test)
+    bound = with_copies(groups, copies)
     notes = [str(w.message) for w in said if issubclass(w.category, UserWarning)]
     return DataFacts(comp, train, valid, test, bound, copies, bad, notes)
 
@@ -487,13 +485,6 @@ def start_command(
     return line.replace('compete', 'plan', 1)+limit # which writes models.csv
 
 # %% ../../nbs/classify/27_plan.ipynb #27a00031
-def wrapped(
-    text:str
-)->str:
-    "Lines of at most 100 columns, as far as words allow"
-    how = dict(width=100, subsequent_indent='  ', break_long_words=False, break_on_hyphens=False)
-    return '\n'.join(fill(line, **how) for line in text.splitlines())
-
 @dataclass(frozen=True)
 class Forecast:
     "What is known before a training; `print` it for a page of text"

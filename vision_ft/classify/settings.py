@@ -6,7 +6,7 @@
 __all__ = ['COLUMNS', 'OPTIONS', 'TrainSettings', 'check_fields', 'read_settings', 'presets', 'find_models', 'is_empty',
            'read_models', 'save_models', 'check_folder_name', 'read_numbers', 'read_args', 'row_settings',
            'item_in_proportion', 'within_reach', 'arch_models', 'auto_preset', 'CompeteSettings', 'chosen_models',
-           'Models', 'check_trainings', 'check_models', 'models_table', 'command_line']
+           'Models', 'check_trainings', 'check_models', 'training_table', 'command_line']
 
 # %% ../../nbs/classify/19_settings.ipynb #d3530ba0
 import json, re, shlex
@@ -18,6 +18,7 @@ from timm.models import get_pretrained_cfg
 from ..core import (PretrainedError, SettingsError, asset, atomic_path, check_name,
                             parse_size, pick_device, whole_number)
 from ..models import TINY, clean_pretrained, preflight, today
+from ..runs import Run
 from ..blend import check_ensemble_weights
 from ..data.images import item_tfm
 from ..data.tables import read_text
@@ -35,6 +36,17 @@ def _check_accum(effective_bs, accum, micro_bs):
         raise SettingsError(wrong, 'pass one of the two.')
     if micro_bs == 'auto': return accum, micro_bs
     return accum, whole_number(micro_bs, "micro_bs, if not 'auto',", most=effective_bs)
+
+def _check_kinds(s):
+    "An error where text, a flag, a list or a dict is something else"
+    text, flag = 'text', 'True or False'
+    kinds = dict(arch=(str, text), item=(str, text), flip=(bool, flag),
+                 finetune=((bool, type(None)), f'{flag}, or None'), model_args=(dict, 'a dict'))
+    wrong = [(k, fix) for k, (kind, fix) in kinds.items() if not isinstance(getattr(s, k), kind)]
+    if isinstance(s.vocab, str): wrong.append(('vocab', 'a list of classes'))
+    if wrong:
+        name, fix = wrong[0]
+        raise SettingsError(f'{name} is {getattr(s, name)!r}.', f'pass {fix}.')
 
 def _check_lr(lr):
     if isinstance(lr, Real) and 0 < lr < 100: return float(lr)
@@ -61,6 +73,7 @@ class TrainSettings:
     model_args:dict=field(default_factory=dict) # for `timm.create_model`, such as drop_path_rate=.2
 
     def __post_init__(self):
+        _check_kinds(self)
         item_tfm(self.item)
         effective_bs = whole_number(self.effective_bs, 'effective_bs')
         accum, micro_bs = _check_accum(effective_bs, self.accum, self.micro_bs)
@@ -204,6 +217,7 @@ def item_in_proportion(
     item_tfm(item)
     how, shape = item.split()
     grows = max(n/o for n, o in zip(parse_size(size), parse_size(said.get('size', 224))))
+    if grows == 1: return item
     height, width = (max(32, 16*round(side*grows/16)) for side in parse_size(shape))
     return f'{how} {height}' if height == width else f'{how} {height}x{width}'
 
@@ -220,19 +234,34 @@ def within_reach(
     except Exception: return False # whatever a network can do
     return True
 
+def _read_archs(archs):
+    "The names of architectures, each once"
+    names = [re.sub('^hf[-_]hub:timm/', '', o.strip()) for o in archs.split(',') if o.strip()]
+    if not names:
+        raise SettingsError(f'arch={archs!r} names no architecture.',
+                            'name one or several: convnext_atto,vit_tiny_patch16_224.')
+    if twice := sorted({o for o in names if names.count(o) > 1}):
+        raise SettingsError(f'arch names {", ".join(twice)} more than once.', 'name each once; '
+                            'to train one in several ways, pass a table of models (--models).')
+    for name in names: today(name) # names one that is unknown
+    return names
+
 def arch_models(
-    archs:str # architectures, with commas between them
-)->tuple:     # rows as of `read_models`, and sentences about missing weights
+    archs:str, # architectures, with commas between them
+    before=()  # rows of an earlier table: the same architectures stay as they were
+)->tuple:      # rows as of `read_models`, and sentences about missing weights
     "A table of models from the names of architectures alone"
+    had = {r['arch']: r for r in before if r['name'] == r['arch']}
     known = {r['arch']: r for preset in ('tiny_photos', 'laptop') for r in read_models(preset)}
     known.update({r['arch'].split('.')[0]: r for r in read_models('laptop')})
     rows, says = [], []
-    for arch in filter(None, map(str.strip, archs.split(','))):
-        row = {**known.get(arch, {}), 'name': arch, 'arch': arch}
-        if arch not in TINY and not within_reach(arch):
+    for arch in _read_archs(archs):
+        row = had.get(arch) or {**known.get(arch, {}), 'name': arch, 'arch': arch}
+        if arch in had or arch in TINY: pass
+        elif not within_reach(arch):
             row.pop('pretrained', None)
             says.append(f'{arch}: no pretrained weights within reach; it starts from random ones.')
-        elif arch not in TINY: row['pretrained'] = 'hub'
+        else: row['pretrained'] = 'hub'
         rows.append(row)
     return read_models(pd.DataFrame(rows, columns=COLUMNS)), says
 
@@ -271,6 +300,7 @@ class CompeteSettings:
     seed:int=42                # of splits, weights, batches and views
     device:str=None            # 'cuda', 'mps', 'cpu'; None for the best there is
     num_workers:int=None       # processes that decode images; None for none on a CPU
+    cache:str=None             # folder that keeps images at the size of the training; None: none
 
 def chosen_models(
     s:CompeteSettings, # of which models, arch count here
@@ -279,11 +309,12 @@ def chosen_models(
 )->tuple:              # rows as of `read_models`, and sentences on where they come from
     "The models that are asked for"
     auto, before = isinstance(s.models, str) and s.models == 'auto', Path(out)/'models.csv'
-    if s.arch and not auto:
+    if s.arch is not None and not auto:
         raise SettingsError('models and arch say the same thing twice.', 'pass one of the two.')
-    if s.arch: return arch_models(s.arch)
+    had = read_models(before) if auto and before.is_file() else []
+    if s.arch is not None: return arch_models(s.arch, had)
     if not auto: return read_models(s.models), []
-    if before.is_file(): return read_models(before), [f'Models: those of {before}.']
+    if had: return had, [f'Models: those of {before}.']
     preset, why = auto_preset(device)
     return read_models(preset), [f'Models: {preset} ({why}).']
 
@@ -295,7 +326,7 @@ class Models:
     trainings:dict        # name of a model → `TrainSettings`
     ensemble_weights:dict # name → weight; they sum to 1
     device:str            # where it runs
-    params_m:float        # millions of parameters, all together
+    params_m:float        # millions of parameters of those still to train, all together
     says:list             # sentences on what was chosen
 
 def check_trainings(
@@ -309,20 +340,24 @@ def check_models(
     s:CompeteSettings, # what is asked for
     out                # folder of the outputs, which need not exist
 )->Models:
-    "All that can be known of the models without the images, or an error"
+    "All that can be known of the models without the images, or an error; finished ones need none"
     device = pick_device(s.device)
     rows, says = chosen_models(s, out, device)
     shares = {str(r['name']): r.get('ensemble_weight', 1) for r in rows}
     shares = check_ensemble_weights(shares | (s.ensemble_weights or {}), list(shares))
+    if not isinstance(s.retrain, bool):
+        raise SettingsError(f'retrain is {s.retrain!r}.', 'pass True or False.')
     whole_number(s.num_workers or 0, 'num_workers', least=0)
     whole_number(s.seed, 'seed', least=0, most=2**32-1)
     names = 'size', 'lr', 'epochs', 'effective_bs', 'micro_bs', 'flip', 'seed'
     alike = {k: getattr(s, k) for k in names}
     trainings = {str(r['name']): row_settings(r, **alike) for r in rows}
-    return Models(rows, trainings, shares, device, check_trainings(trainings.values()), says)
+    runs = Path(out)/'runs'
+    left = [t for name, t in trainings.items() if Run(runs/name).status.get('train') != 'done']
+    return Models(rows, trainings, shares, device, check_trainings(left), says)
 
 # %% ../../nbs/classify/19_settings.ipynb #0f2fbdd8
-def models_table(
+def training_table(
     runs # list of `Run` whose trainings are finished
 )->pd.DataFrame: # a row a model
     "How each model was trained, and what that took"
@@ -352,7 +387,9 @@ def command_line(
         if f.name == 'retrain' or value is f.default: continue
         if f.name in ('models', 'groups') and hasattr(value, 'items'):
             value = Path(out)/f'{f.name}.csv' # written there by chapter 24
-        if isinstance(value, dict): value = [f'{k}={v:g}' for k, v in value.items()]
+        if f.name == 'size' and not isinstance(value, str):
+            value = 'x'.join(map(str, parse_size(value)))
+        if isinstance(value, dict): value = [f'{k}={v}' for k, v in value.items()]
         if value in (f.default, [], ()): continue
         option = OPTIONS.get(f.name, f.name.replace('_', '-'))
         values = value if isinstance(value, (list, tuple)) else [value]
