@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['RESULT', 'FINAL', 'GLOSSARY', 'plan_views', 'Plan', 'read_images', 'prepare', 'write_plan', 'images_to_predict',
-           'plan_probes', 'run_model', 'run_baseline', 'run_baselines', 'Result', 'collect', 'model_row', 'known_error',
-           'ensemble_row', 'baseline_row', 'compared', 'summary', 'baseline_verdicts', 'verdicts', 'plan_words',
-           'run_facts', 'result_sections', 'training_sections', 'report_sections', 'opening_words', 'compete',
-           'write_run_report']
+           'plan_probes', 'predict_record', 'is_run', 'run_model', 'run_baseline', 'run_baselines', 'Result', 'collect',
+           'model_row', 'known_error', 'ensemble_row', 'baseline_row', 'compared', 'summary', 'baseline_verdicts',
+           'verdicts', 'plan_words', 'run_facts', 'result_sections', 'training_sections', 'report_sections',
+           'opening_words', 'compete', 'write_run_report']
 
 # %% ../../nbs/classify/24_compete.ipynb #0fd4142b
 import sys, warnings
@@ -154,6 +154,24 @@ def plan_probes(
     return named_probes(plan.trainings.values())
 
 # %% ../../nbs/classify/24_compete.ipynb #5a6979dc
+def predict_record(
+    plan:Plan,
+    name:str # of the model
+)->dict:     # as for `Run.stage`
+    "What decides the predictions of a model"
+    ids = {k: plan.ids[k] for k in ('valid', 'test')}
+    return dict(ids, train=fingerprint(plan.records[name]), views=plan.views,
+                seed=plan.settings.seed)
+
+def is_run(
+    plan:Plan,
+    name:str # of the model
+)->bool:
+    "Whether a model is trained and has predicted"
+    run = Run(plan.out/'runs'/name)
+    return (run.is_done('train', plan.records[name])
+            and run.is_done('predict', predict_record(plan, name)))
+
 def run_model(
     plan:Plan,
     name:str,          # of the model
@@ -161,15 +179,12 @@ def run_model(
 )->Run:
     "Train and predict one model, as far as that isn't done yet"
     s, run, record = plan.settings, Run(plan.out/'runs'/name), plan.records[name]
-    ids = {k: plan.ids[k] for k in ('valid', 'test')}
-    wanted = dict(ids, train=fingerprint(record), views=plan.views, seed=s.seed)
-    if run.is_done('train', record):
-        run.warn_if_older()
-        if run.is_done('predict', wanted): return run
+    if run.is_done('train', record): run.warn_if_older()
+    if is_run(plan, name): return run
     settings, how = plan.trainings[name], dict(num_workers=s.num_workers, progress=progress)
     learn = train(plan.train, plan.valid, settings, run, plan.models.device, record=record,
                   **how).learn
-    with run.stage('predict', wanted) as facts:
+    with run.stage('predict', predict_record(plan, name)) as facts:
         for kind, (table, truth) in images_to_predict(plan).items():
             by_view = predict_views(learn, table, plan.views, s.seed, name=name, **how)
             for suffix, p in (('', by_view['plain']), ('_tta', average_views(by_view))):
@@ -229,10 +244,11 @@ class Result:
     def verdicts(self)->list: return verdicts(self) # fits ensemble weights: once is enough
 
 def collect(
-    plan:Plan # all of whose models have been run
+    plan:Plan,          # all of whose models have been run
+    baselines:dict=None # as of `run_baselines`, which is called for None
 )->Result:
-    "Read the finished runs; write the ensemble, submission.csv and runs.csv"
-    truth, base = plan.comp.truth, run_baselines(plan).values()
+    "Read the finished runs; write the ensemble and submission.csv, then, with baselines, runs.csv"
+    truth = plan.comp.truth
     kind, scored = ('test', 'test') if truth else ('valid', 'validation')
     def read(k): return [r.preds(k) for r in plan.runs]
     shares = plan.ensemble_weights
@@ -240,6 +256,7 @@ def collect(
     if truth: test = test.with_targets(truth)
     test.save(plan.out/'preds'/'ensemble.parquet')
     write_submission(test, plan.out/'submission.csv', plan.comp.sample)
+    base = (run_baselines(plan) if baselines is None else baselines).values()
     rows = [*map(model_row, plan.runs), ensemble_row(valid, test),
             *(baseline_row(**preds) for preds in base)]
     table = pd.DataFrame(rows).set_index('name')
@@ -297,6 +314,7 @@ def baseline_verdicts(
     groups=None # of the images that are scored
 )->list:        # of sentences
     "Whether fine-tuning beats the baselines, and each network its own frozen features"
+    if not result.baselines: return []
     ens, best = result.ensemble, min(result.baselines, key=lambda p: p.error)
     says, trainings = [], result.plan.trainings.items()
     if best.error <= ens.error:
