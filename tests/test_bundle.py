@@ -1,20 +1,29 @@
 "A bundle is whole and for Kaggle, refusals leave nothing, and a session's time costs models, not the submission"
-import base64, dataclasses, hashlib, json, signal, subprocess, sys, time, zipfile
+import base64, dataclasses, hashlib, json, shutil, signal, subprocess, sys, time, zipfile
 from pathlib import Path
 import pandas as pd, pytest
 from vision_ft.classify import bundle as B, settings as S
-from vision_ft.classify.bundle import (bundle, bundle_notebook, check_files, collect_wheels, missing_packages, read_bundle, read_image, run_until, time_limit,
-                                       without_models, write_wheel)
-from vision_ft.classify.compete import prepare
+from vision_ft.classify.bundle import (bundle, bundle_notebook, check_files, collect_wheels, compete_within, missing_packages,
+                                       predict_submission, read_bundle, read_image, run_until, time_limit, without_models, write_wheel)
+from vision_ft.classify.compete import compete, predict_record, prepare, summary
 from vision_ft.classify.settings import CompeteSettings, read_models, row_settings
 from vision_ft.core import DataError, PretrainedError, SettingsError
 from vision_ft.models import make_model, save_checkpoint
-from vision_ft.runs import Run
+from vision_ft.data.tables import read_text
+from vision_ft.runs import Run, fingerprint
 from vision_ft.samples import digits
 from test_kaggle import kaggle_server
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory): return digits(tmp_path_factory.mktemp('data')/'digits')
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory, data):
+    "The folder of a `compete` that has ended"
+    out = tmp_path_factory.mktemp('finished')/'run'
+    table = pd.DataFrame(dict(name=['a'], arch=['tiny_convnext'], epochs=['1'], pretrained=['tiny']))
+    compete(data, out, models=table, flip=False, progress=False)
+    return out
 
 # --- wheels
 
@@ -46,7 +55,7 @@ def test_only_what_the_image_lacks_and_its_requirements(monkeypatch):
     assert missing_packages({**image, 'a': '2.1'}) == {}
     assert missing_packages({**image, 'a': '1.9', 'd': '2'}) == {'a': '9.0'}
     assert missing_packages({**image, 'd': '1'}) == {'a': '9.0', 'd': '9.0'}
-    with pytest.raises(SettingsError, match='torch 1.9'): missing_packages({**image, 'a': '3', 'torch': '1.9'})
+    with pytest.raises(SettingsError, match='(?s)torch 1.9.*Fix: choose the latest environment.*pip list --format=freeze'): missing_packages({**image, 'a': '3', 'torch': '1.9'})
 
 def fake_wheel(folder, name):
     folder.mkdir(exist_ok=True)
@@ -82,7 +91,7 @@ def test_a_list_of_the_image_is_a_list(tmp_path):
 # --- the bundle
 
 @pytest.mark.parametrize('change,error', [
-    (dict(source='no_such_preset'), SettingsError), (dict(max_gb=1e-6), SettingsError), (dict(slug='A b'), SettingsError), (dict(nonsense=1), SettingsError),
+    (dict(source='no_such_preset'), SettingsError), (dict(max_gb=1e-6), SettingsError), (dict(slug='A b'), SettingsError), (dict(hours=0), SettingsError), (dict(nonsense=1), SettingsError),
     (dict(source='lost.csv'), PretrainedError), (dict(compete=CompeteSettings(views=['plain', 'nonsense'])), SettingsError), (dict(image='nowhere.txt'), SettingsError), (dict(source='.'), DataError)])
 def test_a_refusal_leaves_nothing(tmp_path, monkeypatch, change, error):
     monkeypatch.chdir(tmp_path)
@@ -119,6 +128,45 @@ def test_weights_travel_and_settings_come_back(tmp_path, monkeypatch):
     here = tmp_path/'elsewhere'/'dataset'/'weights'
     assert [rows[n].pretrained for n in 'abcd'] == [str(here/'a.safetensors'), str(here/'b.safetensors'), 'tiny', None]
     assert rows['a'].model_args == dict(drop_path_rate=.1) and (here/'a.safetensors').read_bytes() == mine.read_bytes()
+
+def interrupted(run):
+    "As Ctrl-C leaves a `compete`: the second model has begun, nothing is collected"
+    for f in ('runs.csv', 'submission.csv', 'report.html'): (run/f).unlink()
+    shutil.copytree(run/'runs'/'a', run/'runs'/'b')
+
+def lost_weights(run): next(run.glob('runs/a/checkpoints/*')).unlink()
+
+def failed_retrain(run):
+    record = json.loads((run/'runs'/'a'/'run.json').read_text())
+    record['stages']['train'] = {k: v for k, v in record['stages']['train'].items() if k != 'seconds'} | dict(status='failed')
+    (run/'runs'/'a'/'run.json').write_text(json.dumps(record))
+
+@pytest.mark.parametrize('spoil,says', [(interrupted, '(?s)has not ended.*Fix: start it again'), (lost_weights, "weights of 'a' are gone"),
+                                        (failed_retrain, "training of 'a' .* is not done; it is failed")])
+def test_an_unfinished_run_is_not_bundled(tmp_path, finished, spoil, says):
+    spoil(run := shutil.copytree(finished, tmp_path/'run'))
+    with pytest.raises((DataError, PretrainedError), match=says): bundle(run, tmp_path/'b')
+    assert not (tmp_path/'b').exists()
+
+def test_a_preset_is_a_preset_beside_a_folder_of_its_name(tmp_path, finished, monkeypatch):
+    "Data or a run in ./tiny: `tiny` is the preset, ./tiny the folder"
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(finished, 'tiny')
+    kinds = [json.loads((tmp_path/out/'dataset'/'bundle.json').read_text())['kind'] for source, out in (('tiny', 'b'), ('./tiny', 'c')) if len(bundle(source, out))]
+    assert kinds == ['table', 'run']
+
+def test_test_images_suffice_and_a_broken_one_costs_no_submission(tmp_path, data, finished):
+    "No training images beside them; one that can't be read gets the mean of the others, and a warning"
+    bundle(finished, tmp_path/'b')
+    shutil.copytree(data, tmp_path/'data', ignore=shutil.ignore_patterns('train*', 'solution.csv'))
+    run, want = tmp_path/'b'/'dataset'/'run', read_text(finished/'submission.csv')
+    assert read_text(predict_submission(run, tmp_path/'data', tmp_path/'s.csv', progress=False)).equals(want)
+    (tmp_path/'data'/'test_images'/want.iloc[5, 0]).write_bytes(b'no image')
+    with pytest.warns(UserWarning, match=f'1 of 360 test images cannot be read, such as {want.iloc[5, 0]}: they get the shares'):
+        got = read_text(predict_submission(run, tmp_path/'data', tmp_path/'s.csv', progress=False))
+    assert got.drop(5).equals(want.drop(5)) and got.iloc[5, 0] == want.iloc[5, 0] and got.iloc[5, 1] in want.label.value_counts().index[:3]
+    shutil.rmtree(tmp_path/'data'/'test_images')
+    with pytest.raises(DataError, match='no test images'): predict_submission(run, tmp_path/'data', tmp_path/'s.csv')
 
 def test_a_broken_upload_is_noticed(tmp_path):
     bundle('tiny', tmp_path/'b')
@@ -170,7 +218,8 @@ class Clock:
         self.now += self.seconds[name]
         if self.seconds[name] == 0: raise RuntimeError('out of memory')
         run.path.mkdir(parents=True)
-        stages = dict(train=dict(status='done', seconds=self.seconds[name]-1), predict=dict(status='done', seconds=1))
+        of = dict(train=plan.records[name], predict=predict_record(plan, name))
+        stages = {k: dict(status='done', seconds=s, files=[], fingerprint=fingerprint(of[k])) for k, s in dict(train=self.seconds[name]-1, predict=1).items()}
         (run.path/'run.json').write_text(json.dumps(dict(stages=stages)))
 
 def run_with(monkeypatch, plan, clock, end):
@@ -203,6 +252,31 @@ def test_a_later_session_goes_on(plan, monkeypatch):
     later = Clock(a=10, b=10, c=10)
     assert run_with(monkeypatch, plan, later, 25) == {} and later.ran == ['c']
 
+def test_what_is_done_needs_no_time(plan, monkeypatch):
+    "A session that only collects, or whose time is over: finished models are not dropped"
+    assert run_with(monkeypatch, plan, Clock(a=10, b=10, c=10), 99) == {}
+    assert run_with(monkeypatch, plan, Clock(), -1) == {}
+
+def test_a_failed_training_tells_no_time(plan, monkeypatch):
+    run_with(monkeypatch, plan, Clock(a=10, b=20, c=10), 99)
+    file = plan.out/'runs'/'b'/'run.json'
+    record = json.loads(file.read_text())
+    record['stages']['train'] = dict(status='failed')
+    file.write_text(json.dumps(record))
+    assert B._expected_seconds(plan, 'c') == 10
+
+@pytest.mark.parametrize('error', [B.TimeUp, RuntimeError])
+def test_the_submission_comes_before_baselines_and_report(tmp_path, data, finished, monkeypatch, error):
+    run = shutil.copytree(finished, tmp_path/'run')
+    (run/'submission.csv').unlink()
+    def stopped(plan):
+        assert (plan.out/'submission.csv').exists()
+        raise error('in the baselines')
+    monkeypatch.setattr('vision_ft.classify.compete.run_baselines', stopped)
+    with pytest.warns(UserWarning, match=f'baselines and report are left out: {error.__name__}: in the baselines'):
+        result = compete_within(data, run, models=run/'models.csv', flip=False, progress=False, hours=.1)
+    assert result.baselines == [] and (run/'submission.csv').read_text() == (finished/'submission.csv').read_text() and summary(result)
+
 def test_a_model_that_is_too_slow_is_stopped(plan, monkeypatch):
     monkeypatch.setattr(B, 'run_model', lambda plan, name, progress: time.sleep(60))
     start = time.monotonic()
@@ -213,6 +287,12 @@ def test_weights_of_the_rest(plan):
     rest = without_models(plan, ['c'])
     assert rest.ensemble_weights == dict(a=2/3, b=1/3) and list(rest.trainings) == list(rest.records) == ['a', 'b']
     assert [r.name for r in rest.runs] == ['a', 'b'] and len(plan.trainings) == 3
+
+def test_the_alarm_passes_those_who_swallow_errors():
+    with pytest.raises(B.TimeUp), time_limit(.05):
+        for _ in range(3):
+            try: time.sleep(1)
+            except Exception: pass # as where images are read
 
 def test_the_alarm_is_set_back():
     before = signal.getsignal(signal.SIGALRM)

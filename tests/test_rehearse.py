@@ -53,22 +53,57 @@ def test_a_second_session_takes_up_the_first(tmp_path, data, table):
     assert (got.out/'working'/'submission.csv').exists()
 
 def test_what_is_refused_shows_even_where_it_is_caught(tmp_path, data, table):
-    code = """import socket, subprocess
-def attempt(f, *args):
-    try: f(*args)
+    "Each attempt is in the list under its own file; neither your data nor, but for `touch`, the copy is changed"
+    code = """import shutil, socket, subprocess
+def attempt(f, *args, **kwargs):
+    try: f(*args, **kwargs)
     except OSError: pass
+files = sorted((DATA/'train_images').rglob('*.*'))
 attempt(socket.create_connection, ('example.org', 80))
 attempt(socket.socket().connect, ('192.0.2.1', 80))
 attempt((DATA/'x.txt').write_text, 'x')
 attempt((DATA/'new').mkdir)
-attempt(os.remove, DATA/'train.csv')
-attempt(os.replace, WORKING/'a', DATA/'train.csv')
-attempt(os.open, str(DATA/'solution.csv'), os.O_RDWR)
+attempt(os.mkdir, 'at', dir_fd=os.open(DATA, os.O_RDONLY))
+attempt(os.remove, files[0])
+attempt(os.remove, files[1].name, dir_fd=os.open(files[1].parent, os.O_RDONLY))
+attempt(os.replace, WORKING/'a', files[2])
+attempt(os.rename, files[3], WORKING/'a')
+attempt(shutil.move, files[4], WORKING/'b')
+attempt(shutil.rmtree, DATA/'test_images')
+attempt(os.chmod, files[5], 0)
+attempt(os.chown, files[6], 1, 1)
+attempt(os.utime, files[7])
+attempt(os.truncate, files[8], 0)
+attempt(os.open, str(files[9]), os.O_RDWR)
+attempt(os.link, files[10], WORKING/'c')
+attempt(os.symlink, WORKING/'a', DATA/'link')
+(WORKING/'inside').symlink_to(DATA)
+attempt((WORKING/'inside'/'y.txt').write_text, 'y')
 subprocess.run(['touch', str(DATA/'train.csv')])"""
     bundle(table, tmp_path/'b', competition='digits')
-    found = '\n'.join(rehearse(with_cells(tmp_path/'b', FIND+code), shutil.copytree(data, tmp_path/'data'), time='1m').problems)
-    for what in ('example.org', '192.0.2.1', 'x.txt', 'data/new', 'train.csv', 'solution.csv', 'files of the input were changed'): assert what in found, found
-    assert 'ended with' not in found and 'Error' not in found and (tmp_path/'data'/'train.csv').exists()
+    mine = shutil.copytree(data, tmp_path/'data')
+    before = {p: (p.stat().st_mtime_ns, p.stat().st_mode) for p in mine.rglob('*')}
+    found = rehearse(with_cells(tmp_path/'b', FIND+code), mine, time='1m').problems
+    files = [p.relative_to(mine) for p in sorted((mine/'train_images').rglob('*.*'))[:11]]
+    for what in ('x.txt', 'new', 'at', 'test_images', 'link', 'y.txt', *files):
+        assert f'it wrote to /kaggle/input/digits/{what}, which is not below /kaggle/working.' in found, (what, found)
+    for what in ('example.org', '192.0.2.1', 'files of the input were changed'): assert what in '\n'.join(found), found
+    assert not any('ended with' in o or 'Error' in o for o in found)
+    copy = tmp_path/'b'/'out'/'input'/'digits'
+    for folder in (mine, copy): assert {p.relative_to(folder) for p in folder.rglob('*')} == {p.relative_to(mine) for p in before}
+    assert {p: (p.stat().st_mtime_ns, p.stat().st_mode) for p in mine.rglob('*')} == before
+
+def test_data_around_the_bundle_are_no_loop(tmp_path, data, table):
+    "A bundle made inside the folder of the competition: its rehearsal is not copied into itself"
+    shutil.copytree(data, tmp_path/'data')
+    bundle(table, tmp_path/'data'/'b', competition='digits')
+    got = rehearse(with_cells(tmp_path/'data'/'b', '1'), tmp_path/'data', time='1m')
+    assert (got.out/'input'/'digits'/'b'/'dataset').is_dir() and not (got.out/'input'/'digits'/'b'/'out').exists()
+
+def test_room_for_the_input_is_asked_for_first(tmp_path, data, table, monkeypatch):
+    bundle(table, tmp_path/'b')
+    monkeypatch.setattr('vision_ft.classify.rehearse.free_bytes', lambda path: 10**6)
+    with pytest.raises(SettingsError, match='(?s)no room for a copy of the input.*Fix: free some'): rehearse(tmp_path/'b', data)
 
 @pytest.mark.parametrize('code,problem', [
     ("import time\ntime.sleep(60)", 'it was not done after'),

@@ -294,6 +294,14 @@ def predict_csv(
     return n_good, len(table)-n_good
 
 # %% ../../nbs/classify/25_predict.ipynb #795a0b5e
+@patch(as_prop=True)
+def files(self:LoadedRun)->dict: # path in the folder of a run → file here
+    "The weights and records of the models"
+    files, kinds = {}, ('run.json', 'history.csv', 'checkpoints/model.safetensors')
+    for name, run in self.runs.items():
+        files |= {f'runs/{name}/{k}': run.path/k for k in kinds if (run.path/k).is_file()}
+    return files
+
 @patch
 def save(self:LoadedRun,
     path # folder to make; absent or empty
@@ -303,10 +311,9 @@ def save(self:LoadedRun,
     if path.exists() and (path.is_file() or any(path.iterdir())):
         raise SettingsError(f'{path} exists already.', 'choose another folder.')
     with atomic_folder(path) as tmp:
-        for name, run in self.runs.items():
-            (tmp/'runs'/name/'checkpoints').mkdir(parents=True)
-            for f in ('run.json', 'history.csv', 'checkpoints/model.safetensors'):
-                shutil.copyfile(run.path/f, tmp/'runs'/name/f)
+        for name, file in self.files.items():
+            (tmp/name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, tmp/name)
         weights = pd.Series(self.ensemble_weights, name='ensemble_weight')
         weights.rename_axis('name').to_csv(tmp/'runs.csv')
     return path
