@@ -1205,6 +1205,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'vision_ft.stats.Verdict.says': ('stats.html#verdict.says', 'vision_ft/stats.py'),
                                  'vision_ft.stats.Verdict.unchanged': ('stats.html#verdict.unchanged', 'vision_ft/stats.py'),
                                  'vision_ft.stats._check_counts': ('stats.html#_check_counts', 'vision_ft/stats.py'),
+                                 'vision_ft.stats._check_diff': ('stats.html#_check_diff', 'vision_ft/stats.py'),
                                  'vision_ft.stats._design_effect': ('stats.html#_design_effect', 'vision_ft/stats.py'),
                                  'vision_ft.stats._draw_items': ('stats.html#_draw_items', 'vision_ft/stats.py'),
                                  'vision_ft.stats._groups_line': ('stats.html#_groups_line', 'vision_ft/stats.py'),

@@ -207,12 +207,12 @@ def model_facts(
 
 # %% ../../nbs/classify/27_plan.ipynb #27a0001a
 class StepClock(Callback):
-    "Seconds an image in steps of training and in batches of validation, until there are enough"
+    "Seconds an image in steps of training and batches of validation: enough of the last epoch"
     order, run_valid = 100, True # after all others
     def __init__(self,
         n_step:int,    # images of a step of training
         seconds:float, # of training and of validation, at least
-        least:int=4    # steps, at least
+        least:int=4    # steps, at least; a single one in epochs before the last
     ):
         self.n_step, self.seconds, self.least = n_step, seconds, least
         self.times, self.first = {}, {} # part → seconds an image, images of the first step
@@ -229,7 +229,8 @@ class StepClock(Callback):
         now, images = time.perf_counter(), min(self.n, self.left)
         self.own.append((now-self.last)/images)
         self.last, self.left = now, self.left-images
-        if len(self.own) < self.least or now-self.began < self.seconds: return
+        last = self.epoch == self.n_epoch-1
+        if last and (len(self.own) < self.least or now-self.began < self.seconds): return
         raise (CancelTrainException if self.training else CancelValidException)
 
     def per_image(self, part):
@@ -269,15 +270,15 @@ def measure_speed(
     some = [t.sample(min(len(t), 2), random_state=0) for t in (facts.train, facts.valid)]
     first = train(*some, s, device=device, num_workers=num_workers, progress=False)
     setup = max(0, first.seconds-float(first.history.seconds.sum()))
-    clock = _timed_steps(first.learn, facts, settings, micro_bs, seconds, num_workers)
+    train_s, clock = _timed_steps(first.learn, facts, settings, micro_bs, seconds, num_workers)
     start = clock.extra('train')+clock.extra('valid')
     n = int(np.clip(seconds/2/clock.per_image('valid')/len(views), 4, 64))
     predict = _timed_views(first.learn, facts.valid, n, views)
-    return Speed(setup, start, clock.per_image('train'), clock.per_image('valid'), predict)
+    return Speed(setup, start, train_s, clock.per_image('valid'), predict)
 
 # %% ../../nbs/classify/27_plan.ipynb #27a0001d
 def _timed_steps(learn, facts, s, micro_bs, seconds, num_workers):
-    "A clock after steps of as many images as the time allows, at most those of the settings"
+    "Seconds an image, and a clock, after steps of the settings, or as near to them as time allows"
     def timed(n, seconds, least):
         bs, stats = min(micro_bs, n), norm_stats(learn.model)
         train = facts.train.sample(min(len(facts.train), 50*n), random_state=0)
@@ -285,15 +286,20 @@ def _timed_steps(learn, facts, s, micro_bs, seconds, num_workers):
         learn.dls = dataloaders(train, facts.valid, replace(s, vocab=list(learn.dls.vocab)), bs,
                                 stats, learn.dls.device, num_workers)
         clock = StepClock(n, seconds, least)
-        with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=clock)
-        return clock
+        with learn.no_bar(), learn.no_logging(): learn.fit(2, cbs=clock) # the first epoch only to warm up
+        return n*clock.per_image('train'), clock
 
-    n, most = 2, min(s.effective_bs, len(facts.train))
-    while n < most:
-        longer = int(seconds/4/timed(n, 0, least=2).per_image('train'))
-        if longer < 2*n: break
-        n = min(longer, most)
-    return timed(n, seconds/2, least=4)
+    most = min(s.effective_bs, len(facts.train))
+    sizes, step = [min(2, most)], []
+    while True:
+        n = sizes[-1]
+        step.append(timed(n, 0, least=1)[0])
+        longer = min(4*n, most)
+        if n == most or step[-1]*longer/n > seconds/2: break
+        sizes.append(longer)
+    whole, clock = timed(n, seconds/2, least=4)
+    if n < most: whole += (most-n)*(step[-1]-step[0])/max(1, n-sizes[0]) or (most/n-1)*whole
+    return whole/most, clock
 
 def _timed_views(learn, valid, n, views):
     "Seconds to predict an image in all views, apart from what a call takes for a single one"
