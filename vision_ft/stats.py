@@ -16,7 +16,8 @@ import numpy as np, pandas as pd
 from fastcore.basics import patch
 from scipy.optimize import brentq
 from scipy.stats import binom, binomtest, norm, t as student
-from .core import DataError, Preds, SettingsError, group_codes, groups_among, whole_number
+from .core import (DataError, Preds, SettingsError, group_codes, groups_among, plural,
+                            whole_number)
 
 # %% ../nbs/07_stats.ipynb #e378db4b
 def mcnemar(
@@ -232,43 +233,47 @@ def _what_follows(b):
 # %% ../nbs/07_stats.ipynb #5e570002
 def mcnemar_power(
     n:float,       # independent images; a fraction is rounded down
-    diff:float,    # true difference of the two error rates, above 0, at most 1
-    changed=.2,    # share of the images that changes sides; at least `diff` is taken
+    diff:float,    # true difference of the two error rates, above 0, at most `changed`
+    changed=.2,    # share of the images that changes sides
     alpha=.05      # p below this is evidence
 )->float:          # in [0,1]
     "Probability that McNemar's exact test sees a difference, on the right side (Duffy, 1984)"
-    changed = max(changed, diff)
+    _check_diff(diff, changed)
     m = np.arange(int(n)+1)
     weight = binom.pmf(m, int(n), changed)
     m, weight = m[weight > 1e-12], weight[weight > 1e-12]
     most_hurt = binom.ppf(alpha/2, m, .5)-1
     return float(weight@binom.cdf(most_hurt, m, (1-diff/changed)/2))
 
+def _check_diff(diff, changed):
+    "An error unless error rates can differ by `diff` where `changed` of the images change sides"
+    if 0 < diff <= changed <= 1: return
+    raise SettingsError(f'error rates differ by {diff!r}, and {changed!r} of the images change.',
+                        'pass 0 < diff <= changed <= 1, such as diff=.02, changed=.2.')
+
 def detectable_difference(
     n:float,    # independent images
     changed=.2, # as for `mcnemar_power`
     power=.8,   # probability that the difference is seen
     alpha=.05   # p below this is evidence
-)->float:       # difference of error rates in (0,1]; NaN where even 1 is too small
+)->float:       # difference of error rates in (0, changed]; NaN where even `changed` is not seen
     "The smallest difference between two models that so many images show"
     def lacks(diff): return mcnemar_power(n, diff, changed, alpha)-power
-    return brentq(lacks, 1e-6, 1) if lacks(1) >= 0 else np.nan
+    return brentq(lacks, 1e-6*changed, changed) if lacks(changed) >= 0 else np.nan
 
 # %% ../nbs/07_stats.ipynb #5e570007
 def images_needed(
-    diff:float, # difference of error rates that is to be seen, above 0, at most 1
+    diff:float, # difference of error rates that is to be seen, above 0, at most `changed`
     changed=.2, # as for `mcnemar_power`
     power=.8,   # probability that the difference is seen
     alpha=.05   # p below this is evidence
 )->int:
     "How many independent images show such a difference between two models"
-    if not 0 < diff <= 1:
-        raise SettingsError(f'a difference of error rates is above 0 and at most 1, got {diff!r}.',
-                            'pass .02 for two points.')
-    psi, z = max(changed, diff), norm.ppf([1-alpha/2, power])
-    n = (z@[psi**.5, max(psi-diff**2, 0)**.5]/diff)**2 # Connor, 1987
+    _check_diff(diff, changed)
+    z = norm.ppf([1-alpha/2, power])
+    n = (z@[changed**.5, (changed-diff**2)**.5]/diff)**2 # Connor, 1987
     enough = range(int(.9*n), int(1.5*n)+20)
-    def sees(n): return mcnemar_power(n, diff, psi, alpha) >= power
+    def sees(n): return mcnemar_power(n, diff, changed, alpha) >= power
     return enough[bisect.bisect_left(enough, True, key=sees)]
 
 # %% ../nbs/07_stats.ipynb #5e57000a
@@ -278,13 +283,15 @@ class Detectable:
     n:int         # images
     worth:int     # independent images that they are worth; a group counts as one
     changed:float # share of images that is taken to change sides between two models
-    diff:float    # smallest difference of error rates that is seen 4 times in 5; NaN: none is
+    diff:float    # smallest difference of error rates that is seen 4 times in 5; NaN: none
     needed:int    # such images for a difference of 2 points, groups as here
     def __str__(self)->str:
         groups = '' if self.worth == self.n else f' (worth {self.worth}, since groups count as one)'
-        shows = f'below {100*self.diff:.2g} points between two models you see noise'
+        shows = f'differences between two models below {100*self.diff:.2g} points are noise'
         if np.isnan(self.diff): shows = 'no difference between two models can be seen'
-        return f'{self.n} images{groups}: {shows}; for 2 points you need about {self.needed:,}.'
+        return (f'{plural(self.n, "image")}{groups}: {shows}, if {100*self.changed:.2g}% of the '
+                f'images are right in only one of them; for 2 points you need about '
+                f'{self.needed:,}.')
 
 def detectable(
     ids,         # (N,) of the images, no id twice
@@ -322,8 +329,8 @@ def short_plan(
 def _groups_line(groups, ids):
     size = np.bincount(group_codes(groups, ids))
     size = size[size > 1]
-    n_groups = f'{len(size)} group{"s" if len(size) != 1 else ""}'
-    return f'{size.sum()} images lie in {n_groups}; a group stays on one side of the split.'
+    return (f'{size.sum()} images lie in {plural(len(size), "group")}; a group stays on one side '
+            'of the split.')
 
 # %% ../nbs/07_stats.ipynb #1f69895b
 def draw_groups(

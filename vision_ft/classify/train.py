@@ -54,7 +54,7 @@ def dataloaders(
     block = DataBlock((images, labels), get_x=ColReader('path'), get_y=ColReader('label'),
                       splitter=ColSplitter('is_valid'), item_tfms=item_tfm(s.item, s.size),
                       batch_tfms=[*augmentations(s.size, s.flip), Normalize.from_stats(*stats)])
-    if num_workers is None: num_workers = 0 if device == 'cpu' else min(8, os.cpu_count())
+    if num_workers is None: num_workers = 0 if str(device) == 'cpu' else min(8, os.cpu_count())
     return block.dataloaders(both, bs=bs, val_bs=2*bs, drop_last=False, device=torch.device(device),
                              num_workers=num_workers)
 
