@@ -91,7 +91,7 @@ def test_a_list_of_the_image_is_a_list(tmp_path):
 # --- the bundle
 
 @pytest.mark.parametrize('change,error', [
-    (dict(source='no_such_preset'), SettingsError), (dict(max_gb=1e-6), SettingsError), (dict(slug='A b'), SettingsError), (dict(hours=0), SettingsError), (dict(nonsense=1), SettingsError),
+    (dict(source='no_such_preset'), SettingsError), (dict(max_gb=1e-6), SettingsError), (dict(slug='A b'), SettingsError), (dict(hours=0), SettingsError), (dict(competition='Digit Recognizer'), SettingsError), (dict(nonsense=1), SettingsError),
     (dict(source='lost.csv'), PretrainedError), (dict(compete=CompeteSettings(views=['plain', 'nonsense'])), SettingsError), (dict(image='nowhere.txt'), SettingsError), (dict(source='.'), DataError)])
 def test_a_refusal_leaves_nothing(tmp_path, monkeypatch, change, error):
     monkeypatch.chdir(tmp_path)
@@ -173,9 +173,9 @@ def test_a_broken_upload_is_noticed(tmp_path):
     check_files(tmp_path/'b'/'dataset')
     wheel = next((tmp_path/'b'/'dataset'/'wheels').glob('fastcore*'))
     wheel.write_bytes(wheel.read_bytes()[:-1])
-    with pytest.raises(DataError, match='1 are changed'): check_files(tmp_path/'b'/'dataset')
+    with pytest.raises(DataError, match=r'1 file changed \(wheels/fastcore'): check_files(tmp_path/'b'/'dataset')
     wheel.unlink()
-    with pytest.raises(DataError, match='1 files are missing'): check_files(tmp_path/'b'/'dataset')
+    with pytest.raises(DataError, match=r'1 file missing \(wheels/fastcore'): check_files(tmp_path/'b'/'dataset')
 
 def test_kaggles_own_client_takes_the_metadata(tmp_path, kaggle_server, capsys):
     "The notebook is pushed with its sources, internet off; the title resolves to its short name"

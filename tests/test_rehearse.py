@@ -1,6 +1,6 @@
 "The rehearsal finds what would break on Kaggle, and lets a good bundle pass"
-import json, shutil
-import pytest
+import json, os, shutil, subprocess, sys, time
+import psutil, pytest
 from vision_ft.classify.bundle import bundle, missing_packages, read_image
 from vision_ft.classify.compete import compete
 from vision_ft.classify.settings import CompeteSettings
@@ -105,6 +105,36 @@ def test_room_for_the_input_is_asked_for_first(tmp_path, data, table, monkeypatc
     monkeypatch.setattr('vision_ft.classify.rehearse.free_bytes', lambda path: 10**6)
     with pytest.raises(SettingsError, match='(?s)no room for a copy of the input.*Fix: free some'): rehearse(tmp_path/'b', data)
 
+def wait_for(happened):
+    end = time.monotonic()+60
+    while not happened() and time.monotonic() < end: time.sleep(.1)
+    assert happened()
+
+def test_a_killed_rehearsal_leaves_no_notebook_running(tmp_path, data, table):
+    "Nor does a second one start beside it; afterwards it starts again"
+    bundle(table, tmp_path/'b', competition='digits')
+    with_cells(tmp_path/'b', FIND+"(WORKING/'new').write_text(str(os.getpid()))\nos.rename(WORKING/'new', WORKING/'pid')\nimport time\ntime.sleep(600)")
+    code = f'from vision_ft.classify.rehearse import rehearse\nrehearse({str(tmp_path/"b")!r}, {str(data)!r})'
+    pid = tmp_path/'b'/'out'/'working'/'pid'
+    with subprocess.Popen([sys.executable, '-c', code], stderr=subprocess.DEVNULL) as p:
+        wait_for(pid.exists)
+        notebook = psutil.Process(int(pid.read_text()))
+        with pytest.raises(SettingsError, match='another process is working'): rehearse(tmp_path/'b', data)
+        assert notebook.is_running()
+        p.kill()
+    wait_for(lambda: not notebook.is_running() or notebook.status() == psutil.STATUS_ZOMBIE)
+    assert 'it was not done after' in rehearse(tmp_path/'b', data, time='3s').problems[0]
+
+def test_a_notebook_that_attaches_another_data_set_is_refused(tmp_path, data, table):
+    bundle(table, tmp_path/'b', user='me')
+    file = tmp_path/'b'/'notebook'/'kernel-metadata.json'
+    for other in ('me/another', 'vision-ft-bundle'):
+        file.write_text(json.dumps(dict(json.loads(file.read_text()), dataset_sources=[other])))
+        with pytest.raises(DataError, match=f"(?s)attaches .'{other}'., and the data set is me/vision-ft-bundle.*Fix: write me/vision-ft-bundle into"): rehearse(tmp_path/'b', data)
+    file.unlink()
+    with pytest.raises(DataError, match='metadata of .* cannot be read'): rehearse(tmp_path/'b', data)
+    assert not (tmp_path/'b'/'out').exists()
+
 @pytest.mark.parametrize('code,problem', [
     ("import time\ntime.sleep(60)", 'it was not done after'),
     ("x = bytearray(900_000_000)\nx[::4096] = b'1'*len(x[::4096])\nimport time\ntime.sleep(60)", 'GB of memory'),
@@ -154,6 +184,16 @@ def test_folders_that_are_not_ours_are_kept(tmp_path, table):
     with pytest.raises(SettingsError, match='is no rehearsal'): rehearse(tmp_path/'b')
     assert (tmp_path/'b'/'out'/'mine.txt').read_text() == 'mine'
     with pytest.raises(DataError, match='is no bundle'): rehearse(tmp_path)
+
+def test_a_rehearsal_that_ended_early_is_replaced(tmp_path, data, table):
+    "After a kill in any state the next call starts afresh; data that are not there cost nothing"
+    bundle(table, tmp_path/'b', competition='digits')
+    with_cells(tmp_path/'b', '1')
+    assert rehearse(tmp_path/'b', data, time='1m').problems == ['there is no submission.csv in /kaggle/working.']
+    with pytest.raises(DataError, match='no folder'): rehearse(tmp_path/'b', tmp_path/'moved')
+    assert (tmp_path/'b'/'out'/'log.txt').exists()
+    (tmp_path/'b'/'out'/'run_cells.py').unlink() # as in the middle of its removal
+    assert len(rehearse(tmp_path/'b', data, time='1m').problems) == 1
 
 def test_the_image_is_no_more_than_its_list():
     image = read_image()
