@@ -481,7 +481,7 @@ def compete_within(
     start, reserve = time.monotonic(), max(20, .05*3600*hours)
     check_fields(CompeteSettings, kwargs)
     plan = prepare(data, out, replace(settings or CompeteSettings(), **kwargs))
-    run_baselines(plan)
+    run_baselines(plan, progress)
     left_out = run_until(plan, start+3600*hours-reserve, progress)
     table = pd.DataFrame(dict(why=left_out), index=pd.Index(list(left_out), name='name'))
     with atomic_path(plan.out/'left_out.csv') as tmp: table.to_csv(tmp)

@@ -32,8 +32,8 @@ from ..report import (Section, class_table, error_lines, error_table, errors_tab
                               worst_html, write_report)
 from ..data.tables import load_groups, plot_label_counts
 from ..data.splits import save_split, split_rows
-from .baselines import (BASELINES, fit_baselines, fit_probe, named_probes,
-                                          probe_verdict)
+from .baselines import (BASELINES, baseline_verdict, fit_baselines,
+                                          fit_probe, named_probes, probe_verdict)
 from .settings import (CompeteSettings, Models, check_fields, check_models,
                                          command_line, models_table, save_models)
 from .train import dataloaders, planned_micro_bs, train, training_record
@@ -194,19 +194,22 @@ def run_baseline(
 
 # %% ../../nbs/classify/24_compete.ipynb #a2381e61
 def run_baselines(
-    plan:Plan
+    plan:Plan,
+    progress:bool=True # whether to show bars, if it takes long
 )->dict: # name → its predictions by kind, 'valid' and 'test'
     "Fit and predict the baselines, as far as that isn't done yet"
     tables = [table for table, _ in images_to_predict(plan).values()]
     groups, probes = groups_among(plan.groups, plan.train.id), plan_probes(plan)
+    how = dict(num_workers=plan.settings.num_workers, progress=progress)
     shared = None if groups is None else fingerprint(groups.to_dict())
     run_baseline(plan, 'simple', dict(names=list(BASELINES)),
-                 partial(fit_baselines, plan.train, tables, plan.settings.seed))
+                 partial(fit_baselines, plan.train, tables, plan.settings.seed,
+                         device=plan.models.device, **how))
     for name, s in probes.items():
         asked = dict(arch=s.arch, pretrained=pretrained_id(s.pretrained), size=s.size,
                      model_args=s.model_args, groups=shared)
         run_baseline(plan, name, asked, partial(fit_probe, name, s, plan.train, tables, groups,
-                                                plan.settings.seed, plan.models.device))
+                                                plan.settings.seed, plan.models.device, **how))
     run = Run(plan.out/'baselines')
     return {name: {kind: run.preds(f'{name} {kind}') for kind in ('valid', 'test')}
             for name in (*BASELINES, *probes)}
@@ -299,8 +302,7 @@ def baseline_verdicts(
     ens, best = result.ensemble, min(result.baselines, key=lambda p: p.error)
     says, trainings = [], result.plan.trainings.items()
     if best.error <= ens.error:
-        says.append(f"Fine-tuning doesn't beat the {best.name}: {ens.wrong.sum()} of "
-                    f'{len(ens)} are wrong, against {best.wrong.sum()}.')
+        says.append(baseline_verdict(best, ens, groups))
     probes, plain = ({p.name: p for p in o} for o in (result.baselines, result.plain))
     for probe, asked in plan_probes(result.plan).items():
         name = next(n for n, t in trainings if t is asked)
@@ -422,6 +424,7 @@ def compete(
     for name in plan.trainings:
         run_model(plan, name, progress)
         free_memory()
+    run_baselines(plan, progress)
     result = collect(plan)
     write_run_report(result)
     return result
