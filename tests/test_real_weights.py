@@ -2,6 +2,7 @@
 import os, subprocess, sys
 import pandas as pd, pytest
 from vision_ft.classify.baselines import linear_probe
+from vision_ft.classify.settings import TrainSettings
 from vision_ft.classify.train import train
 from vision_ft.data.tables import read_folder
 from vision_ft.data.splits import group_pairs, make_split, split_rows
@@ -29,7 +30,7 @@ def test_a_probe_of_real_weights_beats_one_of_random_features(rice, weights):
     split, wrong = make_split(table, k=3, seed=1, groups=groups), {}
     for source in (weights, None):
         parts = [split_rows(table, split, fold) for fold in range(3)]
-        preds = [linear_probe(t, [v], ARCH, source, 128, groups)[0].with_targets(dict(zip(v.id, v.label))) for t, v in parts]
+        preds = [linear_probe(TrainSettings(ARCH, size=128, pretrained=source), t, [v], groups)[0].with_targets(dict(zip(v.id, v.label))) for t, v in parts]
         wrong[source] = sum(int(p.wrong.sum()) for p in preds)
     assert wrong[weights] <= .3*len(table) and wrong[weights] <= wrong[None]-10
 
@@ -40,7 +41,7 @@ def test_fine_tuning_real_weights_beats_a_start_from_nothing(rice, weights):
     truth = dict(zip(parts[1].id, parts[1].label))
     how = dict(size=96, item='squish 128', epochs=4, effective_bs=16, progress=False, device='cpu')
     error = {p: train(*parts, ARCH, pretrained=p, **how).history.error_rate.iloc[-1] for p in (weights, None)}
-    probe = linear_probe(parts[0], [parts[1]], ARCH, weights, 96, groups)[0].with_targets(truth)
+    probe = linear_probe(TrainSettings(ARCH, size=96, pretrained=weights), parts[0], [parts[1]], groups)[0].with_targets(truth)
     assert error[weights] < error[None]-.1 and error[weights] < probe.error+.1
 
 SCRIPT = '''

@@ -4,63 +4,80 @@
 
 # %% auto #0
 __all__ = ['BASELINES', 'C_GRID', 'thumbnails', 'frozen_features', 'choose_c', 'linear_probe', 'named_probes', 'fit_probe',
-           'fit_baselines', 'probe_verdict']
+           'fit_baselines', 'probe_verdict', 'baseline_verdict']
 
 # %% ../../nbs/classify/18_baselines.ipynb #da2cfda7
 import warnings
 from dataclasses import replace
+from functools import partial
 import numpy as np, torch
 from PIL import Image
 from torch import nn
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from ..core import Preds, group_codes, open_rgb, parse_size
+from ..core import Preds, first_few, group_codes, open_rgb, parse_size
 from ..models import make_model, norm_stats, today
 from ..stats import compare_preds
-from ..data.images import read_pixels
+from ..data.tables import need_columns
+from ..data.images import count_workers, read_pixels
 
 # %% ../../nbs/classify/18_baselines.ipynb #cae03d02
-BASELINES = ('largest class', 'SVC on pixels')
+def _stack(read, files): return torch.from_numpy(np.stack([read(f) for f in files]))
+
+def _read_batches(paths, read, bs, num_workers, progress, what):
+    "Tensors of up to `bs` images in the order of `paths`, as `read` makes them"
+    loader = DataLoader(list(paths), bs, collate_fn=partial(_stack, read), # a worker reads there
+                        num_workers=num_workers, generator=torch.Generator())
+    return tqdm(loader, desc=what, leave=False, delay=10, disable=not progress)
+
+def _thumbnail(path, size):
+    image = open_rgb(path, draft=(4*size, 4*size))
+    return np.asarray(image.resize((size, size), Image.Resampling.BOX)).ravel()
 
 def thumbnails(
-    paths,      # image files
-    size:int=16 # side in pixels
-)->np.ndarray:  # (N, size·size·3) float32 in [0,1]
+    paths,             # image files
+    size:int=16,       # side in pixels
+    num_workers:int=0, # processes that read them
+    progress:bool=True # whether to show a bar, if it takes long
+)->np.ndarray:         # (N, size·size·3) float32 in [0,1]
     "Images as rows of few numbers"
-    def thumbnail(path):
-        image = open_rgb(path, draft=(4*size, 4*size))
-        return np.asarray(image.resize((size, size), Image.Resampling.BOX)).ravel()
-    bar = tqdm(paths, desc='thumbnails', leave=False, delay=10)
-    return np.stack([thumbnail(f) for f in bar]).astype(np.float32)/255
+    batches = _read_batches(paths, partial(_thumbnail, size=size), 64, num_workers, progress,
+                            'thumbnails')
+    return torch.cat(list(batches)).numpy().astype(np.float32)/255
 
-def _fit_simple(train, tables, seed):
+# %% ../../nbs/classify/18_baselines.ipynb #c0e00030
+BASELINES = ('largest class', 'SVC on pixels')
+
+def _fit_simple(train, tables, seed, num_workers=0, progress=True):
     "For each table, `Preds` of the largest class and of the SVC"
     from sklearn.svm import SVC
+    read = partial(thumbnails, num_workers=num_workers, progress=progress)
     vocab = np.array(sorted(train.label.unique()), dtype=object)
     some = train.sample(min(len(train), 5000), random_state=seed)
-    svc = SVC(C=10).fit(thumbnails(some.path), some.label)
+    svc = SVC(C=10).fit(read(some.path), some.label)
     def preds(name, table, labels):
         sure = np.asarray(labels, dtype=object)[:, None] == vocab
         return Preds(table.id, vocab, sure, name=name)
     return [(preds(BASELINES[0], t, [train.label.mode()[0]]*len(t)),
-             preds(BASELINES[1], t, svc.predict(thumbnails(t.path)))) for t in tables]
+             preds(BASELINES[1], t, svc.predict(read(t.path)))) for t in tables]
 
 # %% ../../nbs/classify/18_baselines.ipynb #18b00002
 @torch.no_grad()
 def frozen_features(
-    paths,           # image files
-    model:nn.Module, # from `make_model`; put into evaluation mode
-    size,            # pixels, int or (height, width)
-    bs:int=32        # images through the model at a time
-)->np.ndarray:       # (N,F) float32: what the classifier of the model would get
+    paths,               # image files
+    model:nn.Module,     # from `make_model`; put into evaluation mode
+    size,                # pixels, int or (height, width)
+    bs:int=32,           # images through the model at a time
+    num_workers:int=None,# processes that read, as for `count_workers`
+    progress:bool=True   # whether to show a bar, if it takes long
+)->np.ndarray:           # (N,F) float32: what the classifier of the model would get
     "What a network makes of images before its last layer"
-    model, size, paths = model.eval(), parse_size(size), list(paths)
+    model, read = model.eval(), partial(read_pixels, method='squish', size=parse_size(size))
     device = next(model.parameters()).device
     mean, std = (torch.tensor(o, device=device)[:, None, None] for o in norm_stats(model))
-    rows = []
-    for i in tqdm(range(0, len(paths), bs), desc='features', leave=False, delay=10):
-        pixels = np.stack([read_pixels(f, 'squish', size) for f in paths[i:i+bs]])
-        x = torch.from_numpy(pixels).to(device)/255
-        features = model.forward_features((x-mean)/std)
+    workers, rows = count_workers(num_workers, device), []
+    for pixels in _read_batches(paths, read, bs, workers, progress, 'features'):
+        features = model.forward_features((pixels.to(device)/255-mean)/std)
         rows.append(model.forward_head(features, pre_logits=True).float().cpu())
     return torch.cat(rows).numpy()
 
@@ -81,8 +98,12 @@ def choose_c(
     from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
     codes = np.arange(len(y)) if codes is None else np.asarray(codes)
     vocab, labels = np.unique(y, return_inverse=True)
-    k = min(5, *(len(np.unique(codes[labels == i])) for i in range(len(vocab))))
-    if k < 2: return .01 # a class that can't be divided: about the middle
+    known = np.array([len(np.unique(codes[labels == i])) for i in range(len(vocab))])
+    k, middle = min(5, known.min()), C_GRID[len(C_GRID)//2]
+    if k < 2:
+        warnings.warn(f'{first_few(vocab[known < 2])}: one image or one group, so no '
+                      f'cross-validation can choose C; it is {middle:g}.', stacklevel=2)
+        return middle
     parts = list(StratifiedGroupKFold(k, shuffle=True, random_state=seed).split(x, labels, codes))
     def loss(c):
         probs = cross_val_predict(_logistic(c), x, labels, cv=parts, method='predict_proba')
@@ -90,28 +111,35 @@ def choose_c(
     return min(C_GRID, key=loss)
 
 # %% ../../nbs/classify/18_baselines.ipynb #18b00006
+def _check_tables(train, tables):
+    need_columns(train, 'id', 'label', 'path')
+    for t in tables: need_columns(t, 'id', 'path')
+
 def linear_probe(
-    train,           # table of training images: columns id, label, path
-    tables:list,     # of images to predict: columns id, path
-    arch:str,        # as for `make_model`, like `pretrained` and `size`
-    pretrained,      # 'hub', 'tiny' or a file
-    size=224,        # of the training that it stands beside
-    groups=None,     # of images that belong together, as for `group_codes`
-    seed:int=42,     # of the 2,000 rows that choose C, and of their parts
-    device:str='cpu',# that the network runs on
-    **model_args     # as for `make_model`
-)->list:             # a `Preds` for each table
+    s,                   # `TrainSettings`, or others with arch, pretrained, size and model_args
+    train,               # table of training images: columns id, label, path
+    tables:list,         # of images to predict: columns id, path
+    groups=None,         # of images that belong together, as for `group_codes`
+    seed:int=42,         # of the 2,000 rows that choose C, and of their parts
+    device:str='cpu',    # that the network runs on
+    num_workers:int=None,# processes that read, as for `count_workers`
+    progress:bool=True   # whether to show a bar, if it takes long
+)->list:                 # a `Preds` for each table
     "A logistic regression on the frozen features of a pretrained network"
+    _check_tables(train, tables)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore') # a head that isn't loaded isn't used either
-        model = make_model(arch, train.label.nunique(), pretrained, size, **model_args).to(device)
-    x, y = frozen_features(train.path, model, size), train.label.to_numpy()
+        model = make_model(s.arch, train.label.nunique(), s.pretrained, s.size, **s.model_args)
+    model = model.to(device)
+    def features(t): return frozen_features(t.path, model, s.size, 32, num_workers, progress)
+    x, y = features(train), train.label.to_numpy()
     centre, scale = x.mean(0), x.std()
     some = np.random.default_rng(seed).permutation(len(y))[:2000]
     c = choose_c((x[some]-centre)/scale, y[some], group_codes(groups, train.id)[some], seed)
     fitted = _logistic(c).fit((x-centre)/scale, y)
-    def predict(t): return fitted.predict_proba((frozen_features(t.path, model, size)-centre)/scale)
-    return [Preds(t.id, fitted.classes_, predict(t), name=f'linear probe {arch}') for t in tables]
+    probs = [fitted.predict_proba((features(t)-centre)/scale) for t in tables]
+    name = f'linear probe {s.arch}'
+    return [Preds(t.id, fitted.classes_, p, name=name) for t, p in zip(tables, probs)]
 
 # %% ../../nbs/classify/18_baselines.ipynb #18b00011
 def named_probes(
@@ -130,44 +158,55 @@ def named_probes(
 
 # %% ../../nbs/classify/18_baselines.ipynb #18b00012
 def fit_probe(
-    name:str,        # of the probe
-    s,               # `TrainSettings`, or others as for `named_probes`
-    train,           # table of training images: columns id, label, path
-    tables:list,     # of images to predict: columns id, path
-    groups=None,     # of images that belong together, as for `group_codes`
-    seed:int=42,     # of the rows that choose C
-    device:str='cpu' # that the network runs on
-)->list:             # for each table, a tuple of one `Preds`
-    "The linear probe of a training, under a name of its own"
-    preds = linear_probe(train, tables, s.arch, s.pretrained, s.size, groups, seed, device,
-                         **s.model_args)
-    return [(replace(p, name=name),) for p in preds]
+    name:str, # of the probe
+    *args,    # of `linear_probe`
+    **kwargs  # of `linear_probe`
+)->list:      # for each table, a tuple of one `Preds`
+    "A linear probe under a name of its own"
+    return [(replace(p, name=name),) for p in linear_probe(*args, **kwargs)]
 
 def fit_baselines(
-    train,        # table of training images: columns id, label, path
-    tables:list,  # of images to predict: columns id, path
-    seed:int=42,  # of the rows that are drawn where there are many
-    probes=(),    # trainings, as for `named_probes`; those with pretrained weights get a probe
-    groups=None,  # of images that belong together, as for `group_codes`
-    device='cpu'  # that the pretrained networks run on
-)->list:          # for each table, a tuple of `Preds`: `BASELINES`, then `named_probes(probes)`
+    train,               # table of training images: columns id, label, path
+    tables:list,         # of images to predict: columns id, path
+    seed:int=42,         # of the rows that are drawn where there are many
+    probes=(),           # trainings, as for `named_probes`; pretrained ones get a probe
+    groups=None,         # of images that belong together, as for `group_codes`
+    device='cpu',        # that the pretrained networks run on
+    num_workers:int=None,# processes that read, as for `count_workers`
+    progress:bool=True   # whether to show bars, if it takes long
+)->list:                 # for each table, a tuple of `Preds`: `BASELINES`, then the probes by name
     "The largest class, scikit-learn's SVC on thumbnails, and linear probes"
-    columns = [_fit_simple(train, tables, seed)]
+    _check_tables(train, tables)
+    how = dict(num_workers=count_workers(num_workers, device), progress=progress)
+    columns = [_fit_simple(train, tables, seed, **how)]
     for name, s in named_probes(probes).items():
-        columns.append(fit_probe(name, s, train, tables, groups, seed, device))
+        columns.append(fit_probe(name, s, train, tables, groups, seed, device, **how))
     return [sum(row, ()) for row in zip(*columns)]
 
 # %% ../../nbs/classify/18_baselines.ipynb #18b00015
+def _verdict(rival, tuned, groups, called, meant):
+    "A comparison with a baseline as a sentence, which names it in two ways"
+    v = compare_preds(rival, tuned, groups)
+    right = f'{v.n-v.wrong_after} of {v.n} images right, {called} {v.n-v.wrong_before}'
+    ends = f', 95% interval {100*v.low:+.1f} to {100*v.high:+.1f}' if not np.isnan(v.low) else ''
+    says = f'level with {meant}, as far as {v.n} images can show.'
+    if v.says == 'helped': says = f'fine-tuning beats {meant}.'
+    if v.says == 'hurt':
+        says = f'fine-tuning is worse than {meant}; try `--epochs 15 --retrain` or another `--lr`.'
+    return f'{tuned.name}: {right} (error {100*v.diff:+.1f} points{ends}): {says}'
+
 def probe_verdict(
     probe:Preds, # of frozen features, with targets
     tuned:Preds, # of the fine-tuned network on the same images, with targets
     groups=None  # of images that belong together, as for `group_codes`
 )->str:          # one sentence
     "Whether fine-tuning beats the linear probe of the same weights"
-    v = compare_preds(probe, tuned, groups)
-    right = f'{v.n-v.wrong_after} of {v.n} images right, its probe {v.n-v.wrong_before}'
-    ends = f', 95% interval {100*v.low:+.1f} to {100*v.high:+.1f}' if not np.isnan(v.low) else ''
-    if v.says == 'helped': says = 'fine-tuning beats the frozen features.'
-    elif v.diff < 0: says = 'too little to tell whether fine-tuning beats the frozen features.'
-    else: says = "fine-tuning doesn't beat the frozen features; try more steps or another lr."
-    return f'{tuned.name}: {right} (error {100*v.diff:+.1f} points{ends}): {says}'
+    return _verdict(probe, tuned, groups, 'its probe', 'the frozen features')
+
+def baseline_verdict(
+    baseline:Preds, # with targets
+    tuned:Preds,    # of a network or an ensemble on the same images, with targets
+    groups=None     # of images that belong together, as for `group_codes`
+)->str:             # one sentence
+    "Whether fine-tuning beats a baseline"
+    return _verdict(baseline, tuned, groups, f'the {baseline.name}', f'the {baseline.name}')

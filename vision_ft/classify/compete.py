@@ -30,8 +30,8 @@ from ..report import (Section, class_table, error_columns, error_lines, error_ta
 from ..data.tables import load_groups, plot_label_counts
 from ..data.splits import (copy_words, find_copies, save_split, split_rows,
                                    with_copies)
-from .baselines import (BASELINES, fit_baselines, fit_probe, named_probes,
-                                          probe_verdict)
+from .baselines import (BASELINES, baseline_verdict, fit_baselines,
+                                          fit_probe, named_probes, probe_verdict)
 from .settings import (CompeteSettings, Models, check_fields, check_models,
                                          check_trainings, command_line, save_models,
                                          training_table)
@@ -234,16 +234,19 @@ def _run_baseline(setup, stage, asked, fit):
 
 # %% ../../nbs/classify/24_compete.ipynb #a2381e61
 def run_baselines(
-    setup:Setup
+    setup:Setup,
+    progress:bool=True # whether to show bars, if it takes long
 )->dict: # name → its predictions by kind, 'valid' and 'test'
     "Fit and predict the baselines, as far as that isn't done yet"
     tables = [table for table, _ in _tables(setup).values()]
     seed, groups = setup.settings.seed, groups_among(setup.groups, setup.train.id)
+    how = dict(device=setup.models.device, num_workers=setup.settings.num_workers,
+               progress=progress)
     _run_baseline(setup, 'simple', dict(setup.ids, seed=seed, names=list(BASELINES)),
-                  partial(fit_baselines, setup.train, tables, seed))
+                  partial(fit_baselines, setup.train, tables, seed, **how))
     for name, (s, asked) in setup.probes.items():
         _run_baseline(setup, name, asked, partial(fit_probe, name, s, setup.train, tables, groups,
-                                                  seed, setup.models.device))
+                                                  seed, **how))
     run = Run(setup.out/'baselines')
     return {name: {kind: run.preds(f'{name} {kind}') for kind in ('valid', 'test')}
             for name in (*BASELINES, *setup.probes)}
@@ -334,20 +337,11 @@ def summary(
     return '\n'.join([*lines, *map(wrapped, result.verdicts), '', GLOSSARY])
 
 # %% ../../nbs/classify/24_compete.ipynb #d2e4e068
-def _best_baseline(result, groups):
-    "Whether the ensemble beats the best baseline, or the other way round, in one sentence"
-    best = min(result.baselines, key=lambda p: p.error)
-    v = compare_preds(best, result.ensemble, groups)
-    ends = {'helped': 'the ensemble is better', 'hurt': f'the {best.name} is better',
-            "can't tell": 'too little to tell which is better'}
-    end = 'they are level' if v.wrong_before == v.wrong_after else ends[v.says]
-    return (f'Ensemble beside the best baseline, the {best.name}: {v.wrong_after} of {v.n} wrong '
-            f'against {v.wrong_before}: {end}.')
-
 def _baseline_verdicts(result, groups):
     "Whether fine-tuning beats the baselines, and each network its own frozen features"
     if not result.baselines: return []
-    says, names = [_best_baseline(result, groups)], result.setup.trainings
+    best, names = min(result.baselines, key=lambda p: p.error), result.setup.trainings
+    says = [baseline_verdict(best, result.ensemble, groups)]
     probes, plain = ({p.name: p for p in o} for o in (result.baselines, result.plain))
     for probe, (asked, _) in result.setup.probes.items():
         name = next(n for n, t in names.items() if t is asked)
@@ -466,6 +460,7 @@ def compete(
     for name in setup.trainings:
         run_model(setup, name, progress)
         free_memory()
+    run_baselines(setup, progress)
     result = collect(setup)
     write_run_report(result)
     return result

@@ -7,7 +7,7 @@ __all__ = ['IMAGENET_STATS', 'BODY_SHARE', 'dataloaders', 'training_record', 'Fi
            'load_trained', 'train']
 
 # %% ../../nbs/classify/20_train.ipynb #a4bf1323
-import os, tempfile, time, warnings
+import tempfile, time, warnings
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from math import ceil, log
@@ -29,7 +29,7 @@ from ..accum import GradAccum, History, StepBar, halve_on_oom
 from ..planning import BudgetError, plan_micro_bs
 from ..runs import Run, data_id, pretrained_id
 from ..data.tables import need_columns
-from ..data.images import ReadImage, augmentations, item_tfm
+from ..data.images import ReadImage, augmentations, count_workers, item_tfm
 from .settings import TrainSettings, read_settings
 
 # %% ../../nbs/classify/20_train.ipynb #ae614886
@@ -54,9 +54,8 @@ def dataloaders(
     block = DataBlock((images, labels), get_x=ColReader('path'), get_y=ColReader('label'),
                       splitter=ColSplitter('is_valid'), item_tfms=item_tfm(s.item, s.size),
                       batch_tfms=[*augmentations(s.size, s.flip), Normalize.from_stats(*stats)])
-    if num_workers is None: num_workers = 0 if str(device) == 'cpu' else min(8, os.cpu_count())
     return block.dataloaders(both, bs=bs, val_bs=2*bs, drop_last=False, device=torch.device(device),
-                             num_workers=num_workers)
+                             num_workers=count_workers(num_workers, device))
 
 # %% ../../nbs/classify/20_train.ipynb #c20a0008
 def _check_table(name, table):
