@@ -9,13 +9,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim.swa_utils import AveragedModel
 from vision_ft import models
 from vision_ft.core import SettingsError, PretrainedError, asset
-from vision_ft.models import (TINY, body_head, clean_pretrained, family, fetch_pretrained, make_model, old_names,
+from vision_ft.models import (TINY, body_head, clean_pretrained, family, fetch_pretrained, make_model,
                               preflight, save_checkpoint, today)
 
 def test_every_retired_name_leads_to_a_model_with_that_tag():
     retired = list(timm.models.get_deprecated_models())
     assert {today(o) for o in retired} <= set(timm.list_models(include_tags=True))
-    assert all(o in old_names(today(o)) for o in retired[::10])
 
 def test_unknown_name_lists_near_ones():
     with pytest.raises(SettingsError, match='vit_large_patch16_224'): today('vit_large_patch16_244')
