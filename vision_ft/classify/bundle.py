@@ -76,7 +76,8 @@ def missing_packages(
             if name in missing or has and r.specifier.contains(has, prereleases=True): continue
             if name in ('torch', 'torchvision'):
                 raise SettingsError(f'the image has {name} {has}, and {r} is needed.',
-                                    'choose a newer image, or an older vision_ft.')
+                                    'pass --image with the packages of a newer image '
+                                    '(its `pip list --format=freeze`).')
             _requirements(name, python) # an error unless it is installed here
             missing[name] = version(name)
             todo.append(name)
