@@ -45,6 +45,12 @@ def test_the_command_in_a_report_asks_for_the_same(monkeypatch):
         args.run(args)
         assert given.pop() == ('my photos', 'a run', s)
 
+@pytest.mark.parametrize('line', ['', 'demo', 'plan', 'compete', 'predict', 'kaggle', 'kaggle bundle', 'kaggle rehearse', 'kaggle submit'])
+def test_every_help_explains_every_option(line, capsys):
+    with pytest.raises(SystemExit): cli.main([*line.split(), '--help'])
+    said = capsys.readouterr().out
+    assert not re.search(r'^  (--[\w-]+|[a-z]+)( [A-Z]+)?$\n  \S', said, re.M) and max(map(len, said.splitlines())) < 100
+
 def test_help_names_every_column_and_preset():
     from vision_ft.classify.settings import COLUMNS, presets
     said = run('compete', '--help').stdout
@@ -68,10 +74,22 @@ def test_help_is_light():
     code = "import sys; from vision_ft.cli import parser; parser().format_help(); print([o for o in ('torch', 'fastai', 'pandas') if o in sys.modules])"
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'
 
-def test_an_interrupt_says_that_nothing_is_lost(monkeypatch, capsys):
+@pytest.mark.parametrize('line,says', [('demo', 'goes on'), ('compete d --out o', 'goes on'), ('plan d', 'starts anew'), ('predict r i --out l.csv', 'starts anew')])
+def test_an_interrupt_says_what_the_same_command_does(monkeypatch, capsys, line, says):
     def stop(args): raise KeyboardInterrupt
-    monkeypatch.setattr(cli, 'run_demo', stop)
-    assert cli.main(['demo']) == 130 and 'goes on' in capsys.readouterr().err
+    monkeypatch.setattr(cli, f'run_{line.split()[0]}', stop)
+    assert cli.main(line.split()) == 130 and f'The same command {says}' in capsys.readouterr().err
+
+@pytest.mark.parametrize('line,meant', [('pedict run new', 'predict'), ('kaggle bundel run', 'bundle'), ('predict run new --outt l.csv', '--out'), ('compete d --out o --epoks=3', '--epochs'),
+                                        ('kaggle submit s.csv --compettion c', '--competition')])
+def test_what_is_mistyped_is_named_with_what_was_meant(line, meant, capsys):
+    with pytest.raises(SystemExit) as e: cli.main(line.split())
+    assert e.value.code == 2 and capsys.readouterr().err.strip().endswith(f'; did you mean {meant}?')
+
+def test_version(capsys):
+    from vision_ft import __version__
+    with pytest.raises(SystemExit) as e: cli.main(['--version'])
+    assert not e.value.code and capsys.readouterr().out == f'vision-ft {__version__}\n'
 
 def test_predict_gets_what_was_asked(monkeypatch, capsys):
     from vision_ft.classify import predict as P

@@ -1,5 +1,5 @@
 "A finished run on new images: the run's own numbers, from its folder alone; bad files, bad runs and full disks change nothing else"
-import errno, json, os, shutil, subprocess, sys, warnings
+import errno, json, os, shutil, signal, subprocess, sys, time, warnings
 from dataclasses import replace
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
@@ -75,24 +75,46 @@ def test_bad_files_change_nothing_for_the_others(done, vit, tmp_path, monkeypatc
     (folder/'000.jpg').write_bytes(b'')
     (folder/'5.jpg').write_text('<html>')
     Image.fromarray(np.full((32, 32), 60000, np.uint16)).save(folder/'999999.png')
-    bad = {'000.jpg', '5.jpg', '999999.png', *(files[i].name for i in (3, 50, 51, 200))}
-    good = [f for f in sorted(folder.iterdir()) if f.name not in bad]
+    (folder/'1-gone.jpg').symlink_to(tmp_path/'nowhere.jpg')
+    (folder/'notes.txt').touch()
+    bad = {'000.jpg', '5.jpg', '1-gone.jpg', '999999.png', *(files[i].name for i in (3, 50, 51, 200))}
+    good = [f for f in sorted(folder.iterdir()) if f.name not in {*bad, 'notes.txt'}]
     expect = P.predict(vit, good, progress=False)
     decoded, look = [], P.drop_unreadable
     monkeypatch.setattr(P, 'drop_unreadable', lambda t: (decoded.append(len(t)), look(t))[1])
     run = replace(vit, at_once=48)
-    with pytest.warns(UserWarning, match=r'7 of 363 images cannot be read: 000.jpg \('): p = P.predict(run, folder, progress=False)
+    with pytest.warns(UserWarning) as said: p = P.predict(run, folder, progress=False)
+    said = ' '.join(str(w.message) for w in said)
+    for words in ('8 of 364 images cannot be read: 1 empty: 0 bytes (000.jpg); ', ' 1 FileNotFoundError', 'left out: 1 that is no image (notes.txt)'): assert words in said
     assert np.array_equal(p.probs, expect.probs) and [f.name for f in good] == list(p.ids)
     assert sum(n for n in decoded if n > 2) <= 3*48 # only where something is truncated is a part looked through
-    assert P.predict_csv(run, folder, tmp_path/'mixed.csv', progress=False) == (356, 7)
+    assert P.predict_csv(run, folder, tmp_path/'mixed.csv', progress=False) == (356, 8)
     t = read_text(tmp_path/'mixed.csv')
-    assert list(t.file) == [f.name for f in sorted(folder.iterdir())] and set(t.file[t.error != '']) == bad
+    assert list(t.file) == [f.name for f in sorted(folder.iterdir()) if f.suffix != '.txt'] and set(t.file[t.error != '']) == bad
     assert (t.label[t.error != ''] == '').all() and 'truncated' in t.error[t.file == files[3].name].item()
 
 def test_nothing_readable(vit, tmp_path):
     (tmp_path/'a.jpg').write_bytes(b'')
-    with pytest.raises(DataError, match='no image can be read: a.jpg'): P.predict(vit, tmp_path, progress=False)
-    assert P.predict_csv(vit, tmp_path, tmp_path/'t.csv', progress=False) == (0, 1)
+    (tmp_path/'b.jpg').symlink_to('nowhere')
+    (tmp_path/'t.csv').write_text('as before')
+    says = r'no image can be read: 1 empty: 0 bytes \(a.jpg\); 1 FileNotFoundError'
+    with pytest.raises(DataError, match=says): P.predict(vit, tmp_path, progress=False)
+    with pytest.raises(DataError, match=says): P.predict_csv(vit, tmp_path, tmp_path/'t.csv', progress=False)
+    assert (tmp_path/'t.csv').read_text() == 'as before' and len(os.listdir(tmp_path)) == 3
+
+def test_unreadable_images_get_the_mean_of_the_others(vit, some):
+    names = sorted(os.listdir(some))
+    (some/'0.jpg').write_bytes(b'')
+    with pytest.warns(UserWarning, match='1 of 4 images cannot be read(.*)They get the mean'): p = vit.predict(some, progress=False, fill=True)
+    assert list(p.ids) == ['0.jpg', *names] and np.allclose(p.probs[0], p.probs[1:].mean(0), atol=1e-6)
+    assert np.array_equal(p.take(names).probs, vit.predict([some/n for n in names], progress=False).probs)
+
+def test_a_name_does_not_change_the_prediction(done, some, tmp_path):
+    run = P.load_run(done[0]/'run', device='cpu')
+    renamed = tmp_path/'renamed'
+    renamed.mkdir()
+    for f in sorted(some.iterdir()): shutil.copy(f, renamed/f'IMG {f.name}')
+    assert np.array_equal(*(run.predict(o, tta=True, progress=False).probs for o in (some, renamed)))
 
 def test_a_fault_that_is_no_file_is_not_hidden(vit, some, monkeypatch):
     def fail(*args, **kwargs): raise RuntimeError('the device is gone')
@@ -126,7 +148,7 @@ def test_images_in_every_form(done, vit, some, tmp_path, monkeypatch):
     assert len(P.predict(vit, 'other', progress=False)) == 1
 
 @pytest.mark.parametrize('images, words', [
-    ('none/*.gif', 'no image is named like'), ('no.jpg', 'do not exist'), ('empty', 'holds no images'), ([], 'no images to predict'),
+    ('none/*.gif', 'no image is named like'), ('no.jpg', 'there is no file or folder no.jpg'), ('empty', 'holds no images'), ([], 'no images to predict'),
     (np.zeros((8, 8)), 'ndarray names no file.'), (Image.new('RGB', (8, 8)), 'Image names no file'), (7, 'int names no file'),
     ([b'raw'], 'bytes names no file'), (pd.DataFrame(dict(path=['a'])), 'no column id'), (['a', 'b'], '2 of 2 files do not exist')])
 def test_images_that_are_none(images, words, tmp_path, monkeypatch):
@@ -147,6 +169,8 @@ def test_a_single_training(done, tmp_path):
     p = run.predict(done[1], tta=True, progress=False)
     assert p.name == 'one' and len(p) == 360
     assert list(P.load_run(P.Run(tmp_path/'one'), device='cpu').learners) == ['one']
+    moved = P.load_run((tmp_path/'one').rename(tmp_path/'my one'), device='cpu')
+    assert list(P.load_run(moved.save(tmp_path/'copy'), device='cpu').learners) == ['my_one']
 
 def test_what_a_loaded_run_says(done):
     run = P.load_run(done[0]/'run', device='cpu')
@@ -181,7 +205,10 @@ BROKEN = {
     'lacks the column': lambda r: edit(r/'runs.csv', 'ensemble_weight', 'weight'),
     'no weights of an ensemble: could not': lambda r: edit(r/'runs.csv', '0.3333333333333333', 'much'),
     'no weights of an ensemble: weights of models': lambda r: edit(r/'runs.csv', '0.3333333333333333', '-1'),
-    "model of this run 'cnn' does not exist": lambda r: 'cnn'}
+    "model of this run 'cnn' does not exist": lambda r: 'cnn',
+    "name '../vit' can't be the name of a folder": lambda r: [shutil.copytree(r/'runs'/'vit', r/'vit'), edit(r/'runs.csv', 'vit,', '../vit,')],
+    "name '/.*vit' can't be the name of a folder": lambda r: edit(r/'runs.csv', 'vit,', f'{r/"runs"/"vit"},'),
+    "name '..' can't be the name of a folder": lambda r: edit(r/'runs.csv', 'vit,', '..,')}
 
 @pytest.mark.parametrize('words', BROKEN)
 def test_a_run_that_cannot_be_used_is_refused_before_anything_is_written(words, copied, some, tmp_path):
@@ -221,6 +248,21 @@ def test_the_file_is_whole_or_as_before(vit, some, tmp_path, monkeypatch):
     monkeypatch.undo()
     P.predict_csv(vit, some/os.listdir(some)[0], out, progress=False)
     assert len(read_text(out)) == 1
+
+@pytest.mark.parametrize('sign,status', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_command_leaves_the_file_as_it_was(done, tmp_path, sign, status):
+    home, new, _ = done
+    out, many = tmp_path/'to'/'labels.csv', tmp_path/'many'
+    for folder in (out.parent, many): folder.mkdir()
+    out.write_text('as before')
+    for i, f in enumerate(sorted(new.iterdir())*5): os.link(f, many/f'{i}.jpg')
+    line = [sys.executable, '-m', 'vision_ft.cli', 'predict', home/'run', many, '--out', out, '--tta', '--device', 'cpu']
+    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True) as p:
+        while p.poll() is None and len(os.listdir(out.parent)) < 2: time.sleep(.02)
+        p.send_signal(sign)
+        said = p.stderr.read()
+    assert p.returncode == status and 'Traceback' not in said and ('starts anew' in said) == (sign == signal.SIGINT)
+    assert os.listdir(out.parent) == ['labels.csv'] and out.read_text() == 'as before'
 
 def test_files_that_cannot_be_written(vit, some, tmp_path, monkeypatch):
     (tmp_path/'a.csv').mkdir()

@@ -209,7 +209,7 @@ def test_images_are_given_in_any_form(tmp_path, monkeypatch):
     for form in ([data], data, [data, files[0]], 'data/*'): # one warning, at the caller
         with pytest.warns(UserWarning, match='left out: 1 hidden') as said: assert len(image_table(form)) == 2
         assert [w.filename for w in said] == [__file__]
-    for bad, says in ((None, 'names no files'), ([3], 'names no files'), ({'a': 1}, 'names no files'), ('no/*.png', 'no image is named like'), ('x.png', 'do not exist'), ([], 'no images'),
+    for bad, says in ((None, 'names no files'), ([3], 'names no files'), ({'a': 1}, 'names no files'), ('no/*.png', 'no image is named like'), ('x.png', 'there is no file or folder x.png'), ([], 'no images'),
                       (files+files, 'more than once'), (pd.DataFrame(dict(id=['a'])), 'no column path'), (pd.DataFrame(dict(id=['a', 'a'], path=[files[0]]*2)), 'more than once')):
         with pytest.raises(DataError, match=says) as e: image_table(bad)
         assert e.value.fix

@@ -390,6 +390,17 @@ def test_images_may_be_named_in_any_way(photos, tmp_path, monkeypatch):
     learn = learner(block(photos))
     for images in ([files[0]], files[0], str(files[0])): assert len(T.tta(learn, images, progress=False)) == 1
 
+def test_a_name_does_not_change_what_is_seen(photos, tmp_path):
+    "Random crops hang on what is in a file: the same under other names, in other folders and batches; other images get others"
+    root, files, table, _ = photos
+    (tmp_path/'deep').mkdir()
+    copies = [tmp_path/'deep'/f'{9-i}.png' for i in range(3)]
+    for f, c in zip(files, copies): c.write_bytes(f.read_bytes())
+    learn, views = learner(block(photos)), ['random1', 'hflip+random2']
+    one, two = (T.predict_views(learn, o, views, bs=bs, progress=False) for o, bs in ((files[:3], 3), (copies[::-1], 2)))
+    for v in views: assert np.allclose(one[v].probs, two[v].probs[::-1], atol=1e-6)
+    assert len({T.file_key(f) for f in files}) == len(files) and not np.array_equal(one['random1'].probs, T.predict_views(learn, files[:3], ['random1'], seed=1, progress=False)['random1'].probs)
+
 @pytest.mark.parametrize('num_workers', [0, 2])
 def test_an_unreadable_file_is_named(photos, tmp_path, num_workers):
     (tmp_path/'broken.png').write_bytes(photos[1][3].read_bytes()[:200])

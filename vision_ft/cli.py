@@ -6,11 +6,13 @@
 __all__ = ['COMPETE_HELP', 'parse_ensemble_weights', 'run_compete', 'compete_settings', 'closing_words', 'add_compete',
            'add_training', 'add_images', 'add_compete_data', 'add_demo', 'run_demo', 'add_predict', 'run_predict',
            'add_plan', 'run_plan', 'add_bundle', 'add_there', 'run_bundle', 'add_rehearse', 'run_rehearse',
-           'add_submit', 'run_submit', 'add_kaggle', 'parser', 'leave_a_core', 'main']
+           'add_submit', 'run_submit', 'add_kaggle', 'Parser', 'parser', 'leave_a_core', 'main']
 
 # %% ../nbs/90_cli.ipynb #b7106700
-import argparse, os, shlex, sys, warnings
+import argparse, os, re, shlex, signal, sys, warnings
+from difflib import get_close_matches
 from pathlib import Path
+from . import __version__
 from .core import SettingsError, VisionFTError
 
 # %% ../nbs/90_cli.ipynb #8cb346c0
@@ -85,14 +87,19 @@ only name and arch are needed:
   args             arguments of the model as JSON
 for example:
   name,arch,size,epochs,lr,pretrained
-  small,convnext_atto,192,10,0.005,hub"""
+  small,convnext_atto,192,10,0.005,hub
+
+words:
+  ensemble  average of the models' probabilities
+  TTA       average over views of an image
+  probe     linear classifier on frozen features"""
 
 def add_compete(
     commands # what `add_subparsers` of argparse returned
 ):
     "`vision-ft compete`: what holds for all models of the table"
     command = commands.add_parser(
-        'compete', help='train, predict and ensemble a table of models', epilog=COMPETE_HELP,
+        'compete', help='train a table of models, average them, predict', epilog=COMPETE_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter)
     command.set_defaults(run=run_compete)
     add = command.add_argument
@@ -121,8 +128,9 @@ def add_images(
     "Options that say how the images are parted and shown"
     add('--no-flip', action='store_true', help='a mirror image means something else: digits')
     add('--folds', type=int, default=5, help='folds, the first for validation; default: 5')
-    add('--views', nargs='+', help='views of the TTA, or one of the sets photos, symbols, above')
-    add('--ensemble-weights', nargs='+', metavar='NAME=W', default=[], help='shares of models')
+    add('--views', nargs='+', help='views that TTA averages, or a set: photos, symbols, above')
+    add('--ensemble-weights', nargs='+', metavar='NAME=W', default=[],
+        help='shares of models in the average')
     add('--groups', help='CSV with columns id and group: a group stays on one side of every split')
 
 def add_compete_data(
@@ -180,8 +188,8 @@ def add_predict(
     add('folder', metavar='run', help='folder of a finished `compete`, or of one training')
     add('images', nargs='+', help="folders, files, or a quoted pattern such as 'new/*.jpg'")
     add('--out', required=True, help='CSV file to write; replaces one that is there')
-    add('--tta', action='store_true', help="average the run's views of each image")
-    add('--model', help='one model instead of the ensemble')
+    add('--tta', action='store_true', help="TTA: average several views of each image")
+    add('--model', help='one model instead of the average of all')
     add('--probs', action='store_true', help='a column p(CLASS) for each class')
     add('--device', help='cuda, mps or cpu; default: the best there is')
     add('--workers', type=int, help='processes that decode images')
@@ -237,10 +245,11 @@ def add_bundle(
     add('source', help='folder of a finished run, a preset, or a CSV table of models')
     add('--out', required=True, help='folder to make')
     add('--user', help='your name at Kaggle; default: $KAGGLE_USERNAME')
-    add('--competition', help='its short name')
+    add('--competition', help='short name of the competition')
     add('--slug', default='vision-ft-bundle', help='short name of the data set')
-    add('--image', help='output of `pip list --format=freeze` there; default: one that ships')
-    add('--python', default='3.12', help='of that image; default: 3.12')
+    add('--image', help="a file: `pip list --format=freeze` of Kaggle's image; default: one "
+        'that ships')
+    add('--python', default='3.12', help="of Kaggle's image; default: 3.12")
     add('--wheels', help='folder of wheels that are taken first')
     add('--no-gpu', action='store_true', help='the notebook asks for none')
     add('--hours', type=float, default=8.5, help='until the submission is written; default: 8.5')
@@ -284,10 +293,11 @@ def add_rehearse(
     command.set_defaults(run=run_rehearse)
     add = command.add_argument
     add('folder', help='a bundle')
-    add('--data', help='stands for the competition; default: handwritten digits')
+    add('--data', help='folder that stands for the competition; default: handwritten digits')
     add('--time', default='10m', help='limit, such as 90s, 10m, 9h; default: 10m')
     add('--memory', default='13GB', help='limit, such as 13GB; default: 13GB')
-    add('--image', help='output of `pip list --format=freeze` there; default: one that ships')
+    add('--image', help="a file: `pip list --format=freeze` of Kaggle's image; default: one "
+        'that ships')
     add('--earlier', help='output of an earlier session: its models are taken up')
 
 def run_rehearse(
@@ -308,13 +318,14 @@ def add_submit(
 ):
     "`vision-ft kaggle submit`"
     example = "example: vision-ft kaggle submit run/submission.csv --competition paddy --message v1"
-    command = kinds.add_parser('submit', help='check a submission and send it', epilog=example)
+    command = kinds.add_parser('submit', help='check a submission, then send it',
+                               epilog=example)
     command.set_defaults(run=run_submit)
     add = command.add_argument
     add('csv', help='submission.csv')
-    add('--competition', required=True, help='its short name')
+    add('--competition', required=True, help='short name of the competition')
     add('--message', required=True, help='a note that will stand beside the score')
-    add('--data', help='its folder: ids, order and labels are compared with it')
+    add('--data', help='folder of the competition: ids, order and labels are compared with it')
     add('--last', help='CSV that was sent before; default: the copy that was kept beside it')
     add('--dry-run', action='store_true', help='check only')
 
@@ -336,16 +347,47 @@ def add_kaggle(
     commands # what `add_subparsers` of argparse returned
 ):
     "`vision-ft kaggle`, with commands of its own"
-    says = 'a bundle for a session without network, its rehearsal, a submission'
-    command = commands.add_parser('kaggle', help=says)
+    says = 'pack for a session without network, rehearse that here, submit'
+    steps = 'in this order; each ends with the command that comes next'
+    command = commands.add_parser('kaggle', help=says, epilog=steps,
+                                  description=f'On Kaggle: {says}.')
     kinds = command.add_subparsers(dest='kind', required=True, metavar='COMMAND')
     for add in (add_bundle, add_rehearse, add_submit): add(kinds)
 
 # %% ../nbs/90_cli.ipynb #cbf2212e
+class Parser(argparse.ArgumentParser):
+    "Errors say what was probably meant"
+    def parse_known_args(self,
+        args=None,     # list of text; None for the command line
+        namespace=None # to put values in
+    ):
+        "A command names a mistyped option before what it lacks"
+        usage = self.format_usage()
+        options = [o.partition('=')[0] for o in args or [] if o.startswith('--')]
+        known = ['--help', *re.findall(r'--[\w-]+', usage)]
+        wrong = [o for o in options if not any(k.startswith(o) for k in known)]
+        if wrong and 'COMMAND' not in usage:
+            self.error(f'there is no option {wrong[0]}{_meant(wrong[0], known)}')
+        return super().parse_known_args(args, namespace)
+
+    def error(self,
+        message:str # as argparse puts it
+    ):
+        "Stop with the message, and the command that was meant"
+        if wrong := re.search(r"choice: '([^']+)' \(choose from (.*)\)", message):
+            message += _meant(wrong[1], re.findall(r'[\w-]+', wrong[2]))
+        super().error(message)
+
+def _meant(word, words):
+    "The nearest word as a question, if one is near"
+    near = get_close_matches(word, words, n=1)
+    return f'; did you mean {near[0]}?' if near else ''
+
 def parser()->argparse.ArgumentParser:
     "The arguments of `vision-ft`; each command brings the function that does it, as `run`"
-    says = 'From a folder of images to an ensemble, a submission and a report.'
-    p = argparse.ArgumentParser(prog='vision-ft', description=says)
+    says = 'From a folder of images to trained models, their average, and a report.'
+    p = Parser(prog='vision-ft', description=says, epilog='start with: vision-ft demo')
+    p.add_argument('--version', action='version', version=f'vision-ft {__version__}')
     commands = p.add_subparsers(dest='command', required=True, metavar='COMMAND')
     add_demo(commands)
     add_plan(commands)
@@ -367,6 +409,7 @@ def main(
 )->int:       # exit status: 0 done, 2 refused, 130 interrupted
     "The command `vision-ft`"
     args = parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)) # temporary files are removed
     leave_a_core()
     warnings.filterwarnings('ignore', category=FutureWarning) # fastai on a newer torch
     warnings.formatwarning = lambda message, *args, **kwargs: f'vision-ft: {message}\n'
@@ -375,7 +418,8 @@ def main(
         print(f'vision-ft: {e}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print('\nvision-ft: interrupted. The same command goes on with the rest.', file=sys.stderr)
+        again = 'goes on with the rest' if args.command in ('demo', 'compete') else 'starts anew'
+        print(f'\nvision-ft: interrupted. The same command {again}.', file=sys.stderr)
         return 130
     print(words)
     return 0

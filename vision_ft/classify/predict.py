@@ -6,7 +6,7 @@
 __all__ = ['LoadedRun', 'load_run', 'predict', 'label_table', 'predict_csv']
 
 # %% ../../nbs/classify/25_predict.ipynb #1be54d8f
-import shutil, warnings
+import re, shutil, warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import lcm
@@ -22,7 +22,8 @@ from ..models import norm_stats
 from ..runs import Run
 from ..samples import atomic_folder
 from ..blend import check_ensemble_weights, ensemble
-from ..data.tables import drop_unreadable, image_table, read_text
+from ..data.tables import count_reasons, drop_unreadable, image_table, read_text
+from .settings import check_folder_name
 from .train import load_trained
 from .tta import DEFAULT_VIEWS, average_views, predict_views
 
@@ -62,7 +63,7 @@ class LoadedRun:
 # %% ../../nbs/classify/25_predict.ipynb #9b77944a
 def _read_weights(path):
     "name of a model → its weight in the ensemble; the folder of one training is its only model"
-    if (path/'run.json').is_file(): return {path.resolve().name: 1.}
+    if (path/'run.json').is_file(): return {re.sub(r'[^\w.-]', '_', path.resolve().name): 1.}
     file = path/'runs.csv'
     if not file.is_file(): raise _no_run(path)
     fix = 'start the same `compete` again: it keeps what is finished and writes this file anew.'
@@ -71,6 +72,7 @@ def _read_weights(path):
         raise DataError(f'{file} lacks the column name or ensemble_weight.', fix)
     try:
         weights = {n: float(w) for n, w in zip(t.name, t.ensemble_weight) if w}
+        for name in weights: check_folder_name(name) # never a path out of this folder
         check_ensemble_weights(weights, weights, 'model')
     except ValueError as e:
         wrong = f'{file} has no weights of an ensemble: {getattr(e, "wrong", e)}'
@@ -215,19 +217,30 @@ def stream(self:LoadedRun,
 def predict(self:LoadedRun,
     images,            # as for `image_table`; a warning names those that can't be read
     tta:bool=False,    # whether to average the run's views of each image
-    progress:bool=True # whether to show a bar
+    progress:bool=True,# whether to show a bar
+    fill:bool=False    # whether images that can't be read get the mean of the others
 )->Preds:
-    "Class probabilities of the images that can be read"
+    "Class probabilities of the images that can be read, or of all"
     parts = list(self.stream(images, tta, progress))
     rows, made = pd.concat([r for r, _ in parts]), [p for _, p in parts]
+    probs, good = np.concatenate([p.probs for p in made]), (rows.why == '').to_numpy()
+    if not good.any(): raise _none_readable(rows)
+    if not good.all():
+        said = f'{sum(~good)} of {len(rows)} images cannot be read: {_reasons_of(rows)}.'
+        warnings.warn(said+' They get the mean of the others.'*fill, stacklevel=2)
+    if not fill: return Preds(rows.id[good], self.vocab, probs, name=made[0].name)
+    filled = np.tile(probs.mean(0), (len(rows), 1))
+    filled[good] = probs
+    return Preds(rows.id, self.vocab, filled, name=made[0].name)
+
+def _reasons_of(rows):
+    "How many images can't be read for each reason"
     bad = rows[rows.why != '']
-    few = '; '.join(f'{i} ({why})' for i, why in zip(bad.id[:3], bad.why))
-    if len(bad) == len(rows):
-        raise DataError(f'no image can be read: {few}.', 'pass other files, or save them again.')
-    if len(bad):
-        warnings.warn(f'{len(bad)} of {len(rows)} images cannot be read: {few}.', stacklevel=2)
-    ids, probs = (np.concatenate([getattr(p, o) for p in made]) for o in ('ids', 'probs'))
-    return Preds(ids, self.vocab, probs, name=made[0].name)
+    return count_reasons(bad.id, bad.why)
+
+def _none_readable(rows):
+    return DataError(f'no image can be read: {_reasons_of(rows)}.',
+                     'pass other files, or save them again.')
 
 def _loaded(run, kwargs):
     "A `LoadedRun`, from itself or from its folder"
@@ -242,11 +255,12 @@ def predict(
     images,             # as for `image_table`; a warning names those that can't be read
     tta:bool=False,     # whether to average the run's views of each image
     progress:bool=True, # whether to show a bar
+    fill:bool=False,    # whether images that can't be read get the mean of the others
     **kwargs
 )->Preds:
     "Class probabilities of new images by a finished run"
     table = image_table(images)
-    return _loaded(run, kwargs).predict(table, tta, progress)
+    return _loaded(run, kwargs).predict(table, tta, progress, fill)
 
 # %% ../../nbs/classify/25_predict.ipynb #fa91714c
 def label_table(
@@ -291,6 +305,7 @@ def predict_csv(
             t.insert(5, 'error', t.pop('error'))
             t.to_csv(f, index=False, header=not f.tell(), float_format='%.6g')
             n_good += len(preds)
+        if not n_good: raise _none_readable(rows) # all in one part
     return n_good, len(table)-n_good
 
 # %% ../../nbs/classify/25_predict.ipynb #795a0b5e
@@ -310,6 +325,7 @@ def save(self:LoadedRun,
     path = Path(path).expanduser()
     if path.exists() and (path.is_file() or any(path.iterdir())):
         raise SettingsError(f'{path} exists already.', 'choose another folder.')
+    for name in self.runs: check_folder_name(name)
     with atomic_folder(path) as tmp:
         for name, file in self.files.items():
             (tmp/name).parent.mkdir(parents=True, exist_ok=True)

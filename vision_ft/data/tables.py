@@ -25,7 +25,8 @@ from ..core import normal_path, open_rgb, plural, read_groups
 # %% ../../nbs/data/10_tables.ipynb #4311600f
 IMAGE_SUFFIXES = set('.jpg .jpeg .jfif .png .bmp .webp .avif .heic .heif .hif .tif .tiff .gif'
                      .split())
-_NOTE_SUFFIXES = set('.csv .txt .json .xml .md .db .ini'.split()) # lie beside images and are none
+_NOTE_SUFFIXES = set('.csv .txt .json .xml .md'.split()) # lie beside images and are none
+_SYSTEM_SUFFIXES = {'.db', '.ini'} # Windows puts them there
 
 def as_folder(
     folder # str or Path; ~ is the home folder
@@ -73,9 +74,10 @@ def _check_utf8(files):
 def _why_skipped(file, readers):
     "Why a file is no image here: '' if it is one, None if it isn't meant as one"
     suffix, hidden = file.suffix.lower(), file.name.startswith('.')
-    if suffix in _NOTE_SUFFIXES or (hidden and suffix not in IMAGE_SUFFIXES): return None
+    if suffix in _SYSTEM_SUFFIXES or (hidden and suffix not in IMAGE_SUFFIXES): return None
     if hidden: return 'hidden'
     if not suffix: return 'without a suffix'
+    if suffix in _NOTE_SUFFIXES: return 'that is no image'
     if suffix not in IMAGE_SUFFIXES: return f'of the unknown kind {suffix}'
     return f'{suffix}, which needs {readers[suffix]}' if readers[suffix] else ''
 
@@ -91,18 +93,19 @@ def count_reasons(
     said = [(len(o), *o[0]) for o in by_reason.values()]
     return '; '.join(f'{n} {reason} ({name}{" …" if n > 1 else ""})' for n, name, reason in said)
 
-def _sort_files(folder):
-    "Image files in `folder`, and a table of what is left out"
+def _sort_files(folder, notes=False):
+    "Image files in `folder`, and a table of what is left out, with or without notes beside images"
     readers = {s: missing_reader(s) for s in IMAGE_SUFFIXES}
-    why = {f: _why_skipped(f, readers) for f in _all_files(folder)}
+    why = {f: _why_skipped(f, readers) for f in _all_files(folder)
+           if notes or f.suffix.lower() not in _NOTE_SUFFIXES}
     out = [(f.relative_to(folder).as_posix(), reason) for f, reason in why.items() if reason]
     return [f for f in why if why[f] == ''], pd.DataFrame(out, columns=['path', 'why'])
 
 # %% ../../nbs/data/10_tables.ipynb #5a100002
-def _list_folder(folder):
+def _list_folder(folder, notes=False):
     "The path of a folder, the image files in it, a table of those left out; a warning counts them"
     folder = as_folder(folder)
-    found, skipped = _sort_files(folder)
+    found, skipped = _sort_files(folder, notes)
     said = count_reasons(skipped.path, skipped.why)
     if not found:
         raise DataError(f'{folder} holds no images; left out: {said or "nothing"}.',
@@ -152,7 +155,7 @@ def _named_files(names):
     for name in (o for given in names for o in _matches(given)):
         folder, found = Path(name).expanduser(), [name]
         if folder.is_dir():
-            found, out = _sort_files(folder)
+            found, out = _sort_files(folder, notes=True)
             skipped |= {str(folder/path): why for path, why in zip(out.path, out.why)}
         for f in found: ids.setdefault(os.path.normpath(Path(f).expanduser()), str(f))
     _check_utf8(ids)
@@ -172,7 +175,8 @@ def image_table(
         names = _as_names(images)
         folder = Path(names[0]).expanduser() if len(names) == 1 else None
         if folder and folder.is_dir():
-            files = {f.relative_to(folder).as_posix(): f for f in _list_folder(folder)[1]}
+            found = _list_folder(folder, notes=True)[1]
+            files = {f.relative_to(folder).as_posix(): f for f in found}
         else: files = _named_files(names)
         table = pd.DataFrame(files.items(), columns=['id', 'path'])
     if not len(table):
@@ -186,11 +190,18 @@ def image_table(
 def _find_paths(paths, root):
     "Paths from here or from `root`, or an error that counts those that aren't there"
     paths = [Path(str(p)).expanduser() for p in paths]
-    paths = [p if p.is_file() else Path(root)/p for p in paths]
-    if missing := [p for p in paths if not p.is_file()]:
-        raise DataError(f'{len(missing)} of {len(paths)} files do not exist, such as {missing[0]}.',
-            f'give absolute paths; relative ones start in the current folder or in {str(root)!r}.')
+    paths = [p if _is_named(p) else Path(root)/p for p in paths]
+    if missing := [p for p in paths if not _is_named(p)]:
+        wrong = f'{len(missing)} of {len(paths)} files do not exist, such as {missing[0]}.'
+        if len(paths) == 1: wrong = f'there is no file or folder {missing[0]}.'
+        or_root = '' if str(root) == '.' else f' or in {root}'
+        raise DataError(wrong,
+                        f'check the path; a relative one starts in the current folder{or_root}.')
     return [str(p) for p in paths]
+
+def _is_named(path):
+    "Whether a path names a file, or a link to one, though it may be gone: reading will tell"
+    return path.is_file() or os.path.islink(path) and not path.is_dir()
 
 # %% ../../nbs/data/10_tables.ipynb #d21081c4
 _ROLES = dict(train='train training', valid='valid validation val dev', test='test testing',
