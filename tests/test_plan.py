@@ -147,7 +147,6 @@ def test_memory_and_weights_on_another_card(folder):
     for wrong in (dict(error=7), dict(error=math.nan), dict(seconds=-1)):
         with pytest.raises(SettingsError, match=next(iter(wrong))): P.plan(folder, models=rows, **wrong)
 
-@pytest.mark.xfail(strict=False, reason='right in a process of its own (.86 to 1.14), .6 within pytest on a loaded machine: cause unknown')
 @pytest.mark.parametrize('arch,accum', [('tiny_swin', 1), ('tiny_convnext', 2), ('tiny_vit', 1), ('test_convnext', 1)])
 def test_predicted_time_is_that_of_a_training(folder, monkeypatch, arch, accum):
     "In seconds of this process's CPU, which the load of the machine changes little: within a factor of 1.3"

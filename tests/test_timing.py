@@ -48,4 +48,12 @@ def test_enough_is_enough(made):
     learn, loaders, _ = made
     learn.dls, clock = loaders(64), StepClock(64, seconds=10, least=4)
     with learn.no_bar(), learn.no_logging(): learn.fit(2, cbs=clock)
-    assert len(clock.times['train']) == 7 and clock.first == dict(train=64, valid=64) # 7 x 1.64 s
+    assert len(clock.times['train']) == 7 and clock.images['train'] == [64]*7 # 1.64 s each
+
+def test_a_last_step_of_one_image_counts_as_one(made):
+    "It made predictions 1.8 times too long where an epoch has few steps"
+    learn, loaders, _ = made
+    x, y = torch.randn(49, 4), torch.randint(2, (49,))
+    learn.dls, clock = DataLoaders.from_dsets(list(zip(x, y)), list(zip(x, y)), bs=16, num_workers=0, drop_last=False), StepClock(16, seconds=100)
+    with learn.no_bar(), learn.no_logging(): learn.fit(2, cbs=clock)
+    assert clock.images['train'] == [16, 16, 16, 1] and clock.per_image('train') == pytest.approx((2*1.16+1.01)/33)

@@ -7,7 +7,6 @@ __all__ = ['StepClock', 'time_steps']
 
 # %% ../../nbs/classify/17_timing.ipynb #17a00003
 import time
-import numpy as np
 import torch
 from fastai.callback.core import Callback, CancelTrainException, CancelValidException
 from fastai.learner import Learner
@@ -15,7 +14,7 @@ import fastai.callback.progress # for Learner.no_bar
 
 # %% ../../nbs/classify/17_timing.ipynb #17a00007
 class StepClock(Callback):
-    "Seconds an image in steps of training and batches of validation: enough of the last epoch"
+    "Seconds of steps of training and batches of validation: enough of the last epoch"
     order, run_valid = 100, True # after all others
     def __init__(self,
         n_step:int,    # images of a step of training
@@ -23,31 +22,34 @@ class StepClock(Callback):
         least:int=4    # steps, at least; a single one in epochs before the last
     ):
         self.n_step, self.seconds, self.least = n_step, seconds, least
-        self.times, self.first = {}, {} # part → seconds an image, images of the first step
+        self.times, self.images = {}, {} # part → seconds of each step, its images; the last has few
 
     def before_train(self): self._start('train', self.n_step, len(self.dls.train_ds))
     def before_validate(self): self._start('valid', self.dls.valid.bs, len(self.dls.valid_ds))
     def _start(self, part, n, left):
-        self.n, self.left, self.times[part], self.first[part] = n, left, [], min(n, left)
-        self.own, self.last = self.times[part], time.perf_counter()
+        self.n, self.left, self.times[part], self.images[part] = n, left, [], []
+        self.part, self.last = part, time.perf_counter()
         self.began = self.last
 
     def after_batch(self):
         if torch.cuda.is_available(): torch.cuda.synchronize()
         now, images = time.perf_counter(), min(self.n, self.left)
-        self.own.append((now-self.last)/images)
+        own = self.times[self.part]
+        own.append(now-self.last)
+        self.images[self.part].append(images)
         self.last, self.left = now, self.left-images
         last = self.epoch == self.n_epoch-1
-        if last and (len(self.own) < self.least or now-self.began < self.seconds): return
+        if last and (len(own) < self.least or now-self.began < self.seconds): return
         raise (CancelTrainException if self.training else CancelValidException)
 
     def per_image(self, part):
-        "The mean, without the first step"
-        return float(np.mean(self.times[part][1:] or self.times[part]))
+        "Of all images but those of the first step"
+        times, images = self.times[part], self.images[part]
+        return sum(times[1:] or times)/sum(images[1:] or images)
 
     def extra(self, part):
         "Seconds that the first step takes longer than the others"
-        return max(0, self.times[part][0]-self.per_image(part))*self.first[part]
+        return max(0, self.times[part][0]-self.per_image(part)*self.images[part][0])
 
 # %% ../../nbs/classify/17_timing.ipynb #17a0000a
 def time_steps(
