@@ -1,5 +1,5 @@
 "Properties of tables that examples can't cover"
-import os, sys, tempfile, warnings
+import os, re, sys, tempfile, warnings
 from pathlib import Path
 from unittest import mock
 import numpy as np, pandas as pd, pytest
@@ -227,3 +227,10 @@ def test_what_is_no_path_is_refused_in_one_sentence(tmp_path, given):
     with pytest.raises(DataError, match='no folder'): read_csv(csv, given)
     for call in (read_text, lambda given: read_csv(given, tmp_path)):
         with pytest.raises(DataError, match='no file'): call(given)
+
+def test_a_folder_one_level_too_deep_names_the_inner_one(tmp_path):
+    for label in 'ab':
+        (tmp_path/'photos'/label).mkdir(parents=True)
+        for i in range(3): Image.new('RGB', (8, 8), (i, 0, 0)).save(tmp_path/'photos'/label/f'{i}.png')
+    with pytest.raises(DataError, match=f'pass {re.escape(str(tmp_path/"photos"))}, whose'):
+        check_table(read_folder(tmp_path))

@@ -202,8 +202,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'vision_ft/classify/bundle.py'),
                                            'vision_ft.classify.bundle._wheel_files': ( 'classify/bundle.html#_wheel_files',
                                                                                        'vision_ft/classify/bundle.py'),
-                                           'vision_ft.classify.bundle._with_missing': ( 'classify/bundle.html#_with_missing',
-                                                                                        'vision_ft/classify/bundle.py'),
                                            'vision_ft.classify.bundle._write_json': ( 'classify/bundle.html#_write_json',
                                                                                       'vision_ft/classify/bundle.py'),
                                            'vision_ft.classify.bundle._write_table': ( 'classify/bundle.html#_write_table',

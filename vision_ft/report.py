@@ -42,7 +42,7 @@ def fig_losses(
         ax.plot(h.epoch+1, h.valid_loss, '.-', label='validation loss')
         ax.set(title=fill(name, 28), xlabel='epoch', yscale='log', xlim=(.5, len(h)+.5))
         ax.xaxis.get_major_locator().set_params(integer=True)
-        ax.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_locator=NullLocator())
+        ax.yaxis.set(major_locator=LogLocator(subs=(1, 1.5, 2, 3, 5, 7)), minor_locator=NullLocator())
         ax.yaxis.set_major_formatter('{x:g}')
     for ax in axs[:, 0]: ax.set_ylabel('cross-entropy (nats)')
     axs[0, 0].legend(fontsize=8)
@@ -313,7 +313,8 @@ tbody th { text-align: left } .scroll td { white-space: nowrap }
 .cards { display: flex; flex-wrap: wrap; gap: 1em } .card { width: 165px; font-size: 14px }
 @media (max-width: 700px) { .scroll img { max-width: none } h1 { font-size: 24px }
   table { font-size: 12px } td, th { padding: .25em } h2 { margin-top: 1em }
-  .scroll tbody th { overflow-wrap: anywhere; min-width: 5.5em } }
+  .scroll tbody th { overflow-wrap: anywhere; min-width: 5.5em }
+  .scroll { border-right: 3px dotted #999 } }
 '''
 
 SHARES = 'accuracy', 'low', 'high' # columns that are shares too, beside those named …error

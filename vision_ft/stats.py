@@ -329,8 +329,7 @@ def short_plan(
 def _groups_line(groups, ids):
     size = np.bincount(group_codes(groups, ids))
     size = size[size > 1]
-    return (f'{size.sum()} images lie in {plural(len(size), "group")}; a group stays on one side '
-            'of the split.')
+    return f'{size.sum()} images lie in {plural(len(size), "group")}; each counts as one.'
 
 # %% ../nbs/07_stats.ipynb #1f69895b
 def draw_groups(

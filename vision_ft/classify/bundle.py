@@ -15,14 +15,13 @@ from dataclasses import dataclass, fields, replace
 from importlib.metadata import (PackageNotFoundError, distribution, distributions, requires,
                                 version)
 from pathlib import Path
-import numpy as np
 import pandas as pd
 from fastcore.meta import delegates
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.tags import compatible_tags, cpython_tags
 from packaging.utils import canonicalize_name, parse_wheel_filename
-from ..core import (DataError, Preds, SettingsError, asset, atomic_path, check_name,
+from ..core import (DataError, SettingsError, asset, atomic_path, check_name,
                             first_few, free_bytes, plural)
 from ..models import fetch_pretrained
 from ..memory import free_memory
@@ -511,14 +510,7 @@ def _find_test(data):
     raise DataError(f'{data} has no test images.',
                     'pass the folder of the competition, with test_images inside.')
 
-def _with_missing(preds, ids):
-    "`Preds` of all ids: an image that can't be read gets the mean of the others"
-    lost = sorted({*ids}-{*preds.ids})
-    if not lost: return preds.take(ids)
-    warnings.warn(f'{len(lost)} of {len(ids)} test images cannot be read, such as {lost[0]}: '
-                  'they get the shares of the classes among the others.')
-    shares = np.tile(preds.probs.mean(0), (len(lost), 1))
-    return Preds([*preds.ids, *lost], preds.vocab, np.vstack([preds.probs, shares])).take(ids)
+
 
 # %% ../../nbs/classify/28_bundle.ipynb #b280002e
 def predict_submission(
@@ -535,5 +527,5 @@ def predict_submission(
         sample = read_sample(csv_sample, ids, loaded.vocab)
         ids = spell_ids(ids, sample.iloc[:, 0])
     images = pd.DataFrame(dict(id=ids, path=paths), dtype=str)
-    preds = predict(loaded, images, tta=True, progress=progress)
-    return write_submission(_with_missing(preds, ids), csv, sample)
+    preds = predict(loaded, images, tta=True, progress=progress, fill=True)
+    return write_submission(preds, csv, sample)

@@ -25,7 +25,8 @@ from ..runs import check_out
 from ..stats import detectable, detectable_difference, short_plan
 from ..report import Section, wrapped, write_report
 from ..data.tables import label_counts, plot_label_counts
-from ..data.splits import find_copies, split_rows, with_copies
+from ..data.splits import (copy_words, find_copies, split_rows,
+                                   with_copies)
 from .timing import time_steps
 from .baselines import fit_baselines, named_probes
 from .settings import (CompeteSettings, TrainSettings, auto_preset, check_fields,
@@ -448,10 +449,7 @@ features of a pretrained network. SVC on pixels: on 16×16 thumbnails."""
 
 def _noticed(facts):
     "Lines on copies and on what else was noticed; empty where there is nothing to say"
-    if not len(facts.copies): return '\n'.join(facts.notes)
-    n, ids = facts.copies.file.nunique(), facts.copies.sort_values('file', kind='stable').id
-    copies = f'{len(ids)} images are copies (equal bytes) of {n}: {first_few(ids)}.'
-    return '\n'.join([copies, *facts.notes])
+    return '\n'.join(filter(None, [copy_words(facts.copies), *facts.notes]))
 
 @patch
 def __str__(self:Forecast)->str:

@@ -541,10 +541,13 @@ def check_table(
     check_rows(df)
     n = label_counts(df)
     if len(n) == 1 and not one_class_ok:
+        folders = sorted({Path(p).parent for p in df.path})
+        inner = f'{folders[0].parent}, whose folders may be the classes' if len(folders) > 1 else (
+            'a folder that holds two class folders or more')
         raise DataError(
             f'all {len(df)} images have the label {n.index[0]!r}; a model would say no other.',
-            'pass a folder that holds two class folders or more '
-            '(in Python, one_class_ok=True lets a trial set through to measure memory).')
+            f'pass {inner} (in Python, one_class_ok=True lets a trial set through to measure '
+            'memory).')
     if n.min() < 2:
         raise DataError(f'class {n.index[-1]!r} has a single image, for training and the hold-out.',
             'add images of it, or drop the class.')
@@ -556,6 +559,6 @@ def check_table(
         raise DataError(
             f'{len(bad)} of {plural(len(df), "image")} cannot be read: '
             f'{count_reasons(bad.id, bad.why)}.',
-            'replace them, or remove them and their rows '
+            'replace or remove them, in a table of labels their rows too '
             '(in Python, `drop_unreadable` parts them).')
     return df
