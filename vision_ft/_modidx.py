@@ -198,6 +198,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'vision_ft/classify/bundle.py'),
                                            'vision_ft.classify.bundle._listed': ( 'classify/bundle.html#_listed',
                                                                                   'vision_ft/classify/bundle.py'),
+                                           'vision_ft.classify.bundle._refuse_options': ( 'classify/bundle.html#_refuse_options',
+                                                                                          'vision_ft/classify/bundle.py'),
                                            'vision_ft.classify.bundle._table_files': ( 'classify/bundle.html#_table_files',
                                                                                        'vision_ft/classify/bundle.py'),
                                            'vision_ft.classify.bundle._wheel_files': ( 'classify/bundle.html#_wheel_files',
