@@ -245,7 +245,7 @@ def test_what_the_images_can_tell_is_said_first(data, tmp_path):
         plan = C.prepare(data, tmp_path/str(len(ids)), C.CompeteSettings(models=MODELS, groups=pd.DataFrame(dict(id=ids, group=['a', 'a', 'b', 'b'][-len(ids):]))))
         said = '\n'.join(C.opening_words(plan))
         assert '96 images to train on, 24 for validation' in said and line in said
-    assert re.search(r'Validation: .*noise', said) and re.search(r'Test: .*noise', said)
+    assert all(re.search(f'{part}: .* between two models', said) for part in ('Validation', 'Test'))
 
 def test_networks_of_the_hubs_cache_on_photos(photos, tmp_path, monkeypatch):
     "A network named in one word: its weights are found where a download leaves them, its frozen features stand beside it"
@@ -415,9 +415,9 @@ def test_verdicts_on_baselines_say_both_ways_and_level(data, tmp_path):
     truth = r.ensemble.targets
     right, wrong = (replace(r.ensemble, probs=np.asarray([v == np.roll(r.ensemble.vocab, k) for v in truth], float)) for k in (0, 1))
     assert (right.error, wrong.error) == (0, 1)
-    assert said(right, wrong).endswith('0 of 30 wrong against 30: the ensemble is better.')
-    assert said(wrong, right).endswith('30 of 30 wrong against 0: the SVC is better.')
-    assert said(right, right).endswith('they are level.') and said(wrong, wrong).endswith('they are level.')
+    assert said(right, wrong).endswith('fine-tuning beats the SVC.')
+    assert 'fine-tuning is worse than the SVC; try' in said(wrong, right)
+    for same in (right, wrong): assert said(same, same).endswith('level with the SVC, as far as 30 images can show.')
 
 # --- a finished run needs nothing but its folder
 

@@ -59,7 +59,7 @@ def test_what_compete_refuses_is_refused(folder, tmp_path):
     (broken/'b'/'half.png').write_bytes((broken/'b'/'b00.png').read_bytes()[:900])
     before = sorted(p for p in tmp_path.rglob('*'))
     for ask in (lambda: P.plan(broken, models=MODELS, device='16GB'), lambda: prepare(broken, tmp_path/'out', CompeteSettings(MODELS, device='cpu'))):
-        with pytest.raises(DataError, match='(?s)2 of 78 images cannot be read.*half.png.*replace them') as e: ask()
+        with pytest.raises(DataError, match='(?s)2 of 78 images cannot be read.*half.png.*replace or remove them') as e: ask()
         assert str(tmp_path) not in str(e.value)
     assert sorted(p for p in tmp_path.rglob('*')) == before
 
