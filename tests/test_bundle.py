@@ -151,6 +151,7 @@ def test_an_unfinished_run_is_not_bundled(tmp_path, finished, spoil, says):
 def test_options_of_a_table_are_refused_for_a_run(tmp_path, finished):
     with pytest.raises(SettingsError, match='without epochs, seed'):
         bundle(finished, tmp_path/'b', compete=CompeteSettings(epochs=3, seed=1))
+    with pytest.raises(SettingsError, match='without hours'): bundle(finished, tmp_path/'b', hours=2)
     assert not (tmp_path/'b').exists()
 
 def test_a_preset_is_a_preset_beside_a_folder_of_its_name(tmp_path, finished, monkeypatch):

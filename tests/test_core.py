@@ -293,3 +293,7 @@ def test_an_error_keeps_its_words_and_survives_pickling():
     assert str(pickle.loads(pickle.dumps(e))) == str(e) == 'wrong\n  Fix: mended so.'
     e.args = ('Exception occured in `X` when calling event `before_fit`:',)
     assert str(e) == 'wrong\n  Fix: mended so.'
+
+def test_a_table_of_groups_without_rows_is_refused():
+    "A failed export would give a split that looks grouped"
+    with pytest.raises(DataError, match='has no rows'): core.read_groups(pd.DataFrame(dict(id=[], group=[])))

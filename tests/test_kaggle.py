@@ -668,3 +668,12 @@ def test_no_image_leaves_the_test_set_when_others_come_and_go(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         assert_frame_equal(read_competition(data, holdout_csv=csv).test, after.test)
+
+def test_ids_are_those_of_the_test_images_where_there_is_no_sample(tmp_path):
+    "With or without suffix; a strange one or a lost one is refused"
+    ids, csv = ['a.jpg', 'b.jpg'], tmp_path/'s.csv'
+    for said, fine in ((['b', 'a'], True), (['a.jpg', 'b.jpg'], True), (['a'], False), (['a', 'x'], False), (['a', 'b', 'c'], False)):
+        csv.write_text('image_id,label\n'+''.join(f'{i},{l}\n' for i, l in zip(said, ['cat', 'dog', 'cat'])))
+        if fine: check_submission(csv, labels=['cat', 'dog'], ids=ids)
+        else:
+            with pytest.raises(DataError, match='are no test image, and'): check_submission(csv, labels=['cat', 'dog'], ids=ids)

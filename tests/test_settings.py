@@ -4,6 +4,7 @@ from dataclasses import fields, replace
 import pandas as pd, pytest
 from vision_ft.classify.settings import (CompeteSettings, TrainSettings, arch_models, auto_preset, check_models, command_line, item_in_proportion, presets, read_models,
                                          row_settings, save_models)
+from vision_ft.classify.settings import read_args
 from vision_ft.core import PretrainedError, SettingsError, parse_size
 from vision_ft.runs import Run
 
@@ -142,3 +143,7 @@ def test_architectures_of_a_result_stay_as_they_were(cache, tmp_path):
     with Run(tmp_path/'runs'/'convnext_atto').stage('train', {}): pass
     models = check_models(s, tmp_path)
     assert models.rows == read_models(tmp_path/'models.csv') and models.trainings['convnext_atto'].lr == .5 and not models.says
+
+@pytest.mark.parametrize('name', ['checkpoint_path', 'pretrained_cfg', 'features_only', 'cache_dir'])
+def test_weights_come_from_the_column_pretrained(name):
+    with pytest.raises(SettingsError, match='column pretrained'): read_args({name: 'x'})

@@ -234,3 +234,9 @@ def test_a_folder_one_level_too_deep_names_the_inner_one(tmp_path):
         for i in range(3): Image.new('RGB', (8, 8), (i, 0, 0)).save(tmp_path/'photos'/label/f'{i}.png')
     with pytest.raises(DataError, match=f'pass {re.escape(str(tmp_path/"photos"))}, whose'):
         check_table(read_folder(tmp_path))
+
+def test_a_folder_named_like_a_part_beside_classes_is_told(tmp_path):
+    for label in ('a', 'b', 'test'):
+        (tmp_path/label).mkdir()
+        for i in range(3): Image.new('RGB', (8, 8), (i, 0, 0)).save(tmp_path/label/f'{i}.png')
+    with pytest.warns(UserWarning, match='test in .* is read as a class'): read_folder(tmp_path)

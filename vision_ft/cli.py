@@ -337,8 +337,9 @@ def run_submit(
     comp = read_competition(args.data) if args.data else None
     sample = comp and comp.sample
     labels = None if comp is None else sorted(set(comp.train.label))
+    ids = None if comp is None else comp.test.id
     said = submit(args.csv, args.competition, args.message, sample, labels, args.last,
-                  args.dry_run)
+                  args.dry_run, ids=ids)
     if args.dry_run: return said
     return f'{said}\nscore  kaggle competitions submissions {args.competition}'
 

@@ -307,7 +307,7 @@ def read_groups(
 )->'pd.Series': # group, indexed by id, both text; an id may come twice; empty groups are left out
     "Groups in any form as one Series"
     import pandas as pd
-    if hasattr(groups, 'columns'):
+    if table := hasattr(groups, 'columns'):
         if lack := [c for c in ('id', 'group') if c not in groups]:
             raise DataError(f'the table of groups lacks {", ".join(lack)}.',
                             'it needs the columns id and group.')
@@ -318,8 +318,9 @@ def read_groups(
             'pass a dict or Series id → group, or a table with the columns id and group.')
     named = [(str(i), str(g).strip()) for i, g in groups.items() if not pd.isna(g)]
     named = [(i, g) for i, g in named if g]
-    if len(groups) and not named:
-        raise DataError('every group is empty.', 'fill the column group, or pass no groups.')
+    if not named and (len(groups) or table):
+        what = 'every group is empty' if len(groups) else 'the table of groups has no rows'
+        raise DataError(f'{what}.', 'fill the columns id and group, or pass no groups.')
     return pd.Series([g for _, g in named], [i for i, _ in named], dtype=object, name='group')
 
 # %% ../nbs/00_core.ipynb #539c8b14

@@ -189,7 +189,8 @@ def _verdict(rival, tuned, groups, called, meant):
     v = compare_preds(rival, tuned, groups)
     right = f'{v.n-v.wrong_after} of {v.n} images right, {called} {v.n-v.wrong_before}'
     ends = f', 95% interval {100*v.low:+.1f} to {100*v.high:+.1f}' if not np.isnan(v.low) else ''
-    says = f'level with {meant}, as far as {v.n} images can show.'
+    says = f'not told apart from {meant} by {v.n} images (p = {v.p:.2g}).'
+    if v.wrong_before == v.wrong_after: says = f'level with {meant}.'
     if v.says == 'helped': says = f'fine-tuning beats {meant}.'
     if v.says == 'hurt':
         says = f'fine-tuning is worse than {meant}; try `--epochs 15 --retrain` or another `--lr`.'

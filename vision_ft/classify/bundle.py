@@ -349,7 +349,7 @@ def bundle(
     s, out = replace(settings or BundleSettings(), **kwargs), Path(out).expanduser()
     pins = missing_packages(read_image(s.image), s.python)
     compete, run = replace(compete or CompeteSettings(), models=source), _find_run(source)
-    if run: _refuse_options(compete)
+    if run: _refuse_options(compete, s.hours)
     rows, files = ([], run.files) if run else _table_files(compete, out)
     _check_room(out, files, s.max_gb)
     kind = 'run' if run else 'table'
@@ -367,10 +367,11 @@ def bundle(
         _write_json(book/'kernel-metadata.json', notebook_metadata(s))
     return pd.DataFrame(about['files']).T
 
-def _refuse_options(s):
+def _refuse_options(s, hours):
     "A finished run goes as it is: options of a table of models would change nothing"
     asked = [f.name for f in fields(s) if str(getattr(s, f.name)) != str(f.default)]
     asked = [name for name in asked if name != 'models']
+    if hours != BundleSettings.hours: asked.append('hours')
     if asked:
         raise SettingsError(f'a finished run is packed as it is, without {", ".join(asked)}.',
                             'leave that out, or pack a table of models to train.')

@@ -15,7 +15,7 @@ from itertools import combinations
 from pathlib import Path, PurePosixPath
 import pandas as pd
 from ..core import DataError, Preds, SettingsError, atomic_path, groups_among, normal_path
-from ..core import plural
+from ..core import first_few, plural
 from ..data.tables import as_folder, check_table, count_images, count_reasons
 from ..data.tables import drop_unreadable, find_parts, folded_path, image_files
 from ..data.tables import read_csv, read_folder, read_text
@@ -376,6 +376,15 @@ def _check_form(s, sample, name):
     if (s == '').any(axis=None):
         raise DataError(f'{name} has empty cells.', _REWRITE)
 
+def _check_ids(said, ids, name):
+    "Refuse rows without a test image, and test images without a row"
+    images, said = {*spell_ids(ids, said)}, {*said}
+    if images == said: return
+    strange = first_few(sorted(said-images) or sorted(images-said))
+    raise DataError(
+        f'{name}: {len(said-images)} ids are no test image, and {len(images-said)} test images '
+        f'have no row, such as {strange}.', _REWRITE)
+
 def _check_probabilities(cells, name):
     "Refuse cells outside [0,1], and rows with a column a class that do not sum to 1"
     p = cells.apply(pd.to_numeric, errors='coerce')
@@ -402,10 +411,12 @@ def predicted_labels(
 def check_submission(
     csv,         # submission.csv
     sample=None, # sample submission, a DataFrame of text; None: its form is not compared
-    labels=None  # of the training images; None: cells are not compared with them
+    labels=None, # of the training images; None: cells are not compared with them
+    ids=None     # of the test images, to compare with where there is no sample
 )->pd.DataFrame: # what the file holds, as text
     "Read a submission, and refuse one that Kaggle would reject or score as nonsense"
     s, name = read_text(csv), Path(csv).name
+    if sample is None and ids is not None: _check_ids(s.iloc[:, 0], list(ids), name)
     _check_form(s, s if sample is None else sample, name)
     if twice := s.iloc[:, 0].duplicated().sum():
         raise DataError(f'{name} has {twice} duplicate ids.', _REWRITE)
@@ -467,18 +478,19 @@ def submit(
     labels=None,     # of the training images
     last=None,       # CSV that was sent before; None for the copy that `submit` kept beside `csv`
     dry_run:bool=False, # whether to check only
-    api=None         # a kaggle API client; None: one that is logged in
+    api=None,        # a kaggle API client; None: one that is logged in
+    ids=None         # of the test images, as for `check_submission`
 )->str:              # what was sent, and what the client answered
     "Check a submission, upload it to Kaggle, and keep a copy for the next comparison"
     for name, said in dict(competition=competition, message=message).items():
         if not str(said or '').strip():
             raise SettingsError(f'there is no {name}.', f'pass {name}=…, or --{name}.')
     csv = Path(csv).expanduser()
-    new = check_submission(csv, sample, labels)
+    new = check_submission(csv, sample, labels, ids)
     kept = csv.with_suffix('.sent.csv')
     if last is None and kept.exists(): last = kept
     news = '' if last is None else f' {compare_submissions(new, read_text(last))}'
-    if sample is None: news += ' Its ids were not compared with a sample (--data).'
+    if sample is None and ids is None: news += ' Its ids were not compared with a sample (--data).'
     about = f'{csv.name} with {len(new)} rows to {competition}: {message}.{news}'
     if dry_run: return f'Not sent, as asked: {about}'
     says = _send(api or _kaggle_api(), csv, message, competition)

@@ -497,6 +497,7 @@ def plan(
     facts = read_facts(data, s)
     labels, models = class_facts(facts, error), model_table(facts, trainings, s, budget, seconds)
     answers, answers_s = first_answers(facts, trainings, models, s)
+    models = _after_answers(models, answers_s, budget)
     start = startable(s, models, budget, folder)
     if start is None and models.ready.any():
         says.append('Pass --out FOLDER: models.csv there will hold the models that can start.')
@@ -506,6 +507,12 @@ def plan(
                         start_command(data, start))
     if page: _write_forecast(forecast, page, rows)
     return forecast
+
+def _after_answers(models, seconds, budget):
+    "The table of models, which start after SVC and probes"
+    until = models.until_s.astype(float)+(0 if np.isnan(seconds) else seconds)
+    late = until > budget
+    return models.assign(until_s=until, in_budget=~late, ready=models.able & ~late)
 
 def _check_shares(error, seconds):
     "An error unless both are possible"

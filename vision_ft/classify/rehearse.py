@@ -19,6 +19,7 @@ from ..core import (DataError, SettingsError, VisionFTError, free_bytes, parse_b
 from ..runs import lock_folder
 from ..samples import digits
 from ..data.tables import read_text
+from .settings import check_folder_name
 from .kaggle import check_submission, read_competition
 from .bundle import (check_files, installed_requirements, missing_packages,
                                        read_image)
@@ -229,7 +230,7 @@ def _find_refused(out):
                 write='it wrote to {}, which is not below /kaggle/working.')
     return [says[kind].format(what) for kind, what in sorted(said)]
 
-def _find_problems(out, ended, sample=None, labels=None):
+def _find_problems(out, ended, sample=None, labels=None, ids=None):
     "What would break on Kaggle, in the order in which it shows"
     log, problems = (out/'log.txt').read_text(errors='replace'), _find_refused(out)
     if ended.over == 'time': problems.append(f'it was not done after {ended.seconds:.0f} s.')
@@ -238,7 +239,7 @@ def _find_problems(out, ended, sample=None, labels=None):
         problems.append(_last_error(log) or f'it ended with status {ended.status}.')
     csv = out/'working'/'submission.csv'
     if not csv.exists(): return [*problems, 'there is no submission.csv in /kaggle/working.']
-    try: check_submission(csv, sample, labels)
+    try: check_submission(csv, sample, labels, ids)
     except VisionFTError as e: problems.append(f'the submission: {e.wrong}')
     return problems
 
@@ -297,7 +298,9 @@ def _attached(folder):
         raise DataError(f'the metadata of {folder} cannot be read: {e}.',
                         'make the bundle again.') from None
     if about['id'] in meta['dataset_sources']:
-        return about['id'].split('/')[-1], (meta['competition_sources'] or ['competition'])[0]
+        names = about['id'].split('/')[-1], (meta['competition_sources'] or ['competition'])[0]
+        for name in names: check_folder_name(name)
+        return names
     raise DataError(
         f'{files[0]} attaches {meta["dataset_sources"]}, and the data set is {about["id"]}.',
         f'write {about["id"]} into its dataset_sources.')
@@ -342,7 +345,8 @@ def rehearse(
         before = _times([out/'input'])
         ended = _run_notebook(python, folder/'notebook'/'notebook.ipynb', out, foreign, limits,
                               progress)
-        problems = _find_problems(out, ended, comp.sample, sorted(comp.train.label.unique()))
+        problems = _find_problems(out, ended, comp.sample, sorted(comp.train.label.unique()),
+                                  comp.test.id)
         if _times([out/'input']) != before: problems.append('files of the input were changed.')
         notes = _notes(out, image, hidden, foreign)
         return Rehearsal(problems, notes, ended.seconds, ended.peak_gb, out)

@@ -185,6 +185,10 @@ def read_args(
 )->dict:
     "Arguments of a model, none of which has a column of its own"
     args = dict(text if isinstance(text, dict) else json.loads(text))
+    if files := sorted(args.keys() & {'checkpoint_path', 'pretrained_cfg', 'pretrained_cfg_overlay',
+                                      'cache_dir', 'features_only'}):
+        raise SettingsError(f'{files} among args: weights would come from elsewhere.',
+                            'name a file of weights in the column pretrained.')
     if clash := sorted(args.keys() & {*COLUMNS, 'flip', 'seed', 'device', 'vocab'}):
         raise SettingsError(f'{clash} among args.',
                             'args are those of timm.create_model; the others have columns.')

@@ -41,7 +41,8 @@ def find_copies(
     *tables # columns id and path; None for a part that isn't there
 )->pd.DataFrame: # their rows without path; part: which table, from 0; file: equal for equal bytes
     "The images that are byte for byte the same as another"
-    both = pd.concat([t.assign(part=i) for i, t in enumerate(tables) if t is not None])
+    given = {i: t for i, t in enumerate(tables) if t is not None or i == 0}
+    both = pd.concat([need_columns(t, 'id', 'path').assign(part=i) for i, t in given.items()])
     both = both.reset_index(drop=True)
     keys = _content_keys(both)
     return both.drop(columns='path').loc[keys.index].assign(file=keys)

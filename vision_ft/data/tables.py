@@ -292,6 +292,9 @@ def _check_class_folders(folder, rel):
             f'pass the part with the class folders, such as {Path(folder)/best}. '
             'To use several, name them train, valid and test, with class folders inside or a '
             'train.csv beside them: `vision-ft compete` and `read_competition` keep such a split.')
+    if 'test' in {o.lower() for o in parts}:
+        warnings.warn(f'test in {folder} is read as a class. If it holds other images, move the '
+                      f'class folders into {Path(folder)/"train"}.', stacklevel=3)
     first, *others = inside.values()
     if others and len(first-{''}) > 1 and '' not in first and all(o == first for o in others):
         warnings.warn(
@@ -324,7 +327,8 @@ def read_folder(
         raise DataError(
             f'{len(loose)} of {plural(len(rel), "image")} lie beside the class folders: '
             f'{first_few(loose)}.',
-            'move each into the folder of its class. If a CSV file has the labels, '
+            'move each into the folder of its class, or pass the folder above if this is one '
+            'class. If a CSV file has the labels, '
             'name it train.csv, beside the folders train_images and test_images '
             '(in Python, see `read_csv`).')
     _check_lost_classes(rel, skipped)
