@@ -151,7 +151,7 @@ def test_kaggle_rehearse_fails_where_something_would_break(monkeypatch, capsys, 
 def test_kaggle_submit_gets_what_was_asked(monkeypatch, capsys):
     from vision_ft.classify import kaggle as K
     given = []
-    monkeypatch.setattr(K, 'submit', lambda *args: (given.append(args), 'sent')[1])
+    monkeypatch.setattr(K, 'submit', lambda *args, ids=None: (given.append(args), 'sent')[1])
     assert cli.main('kaggle submit s.csv --competition c --message m --last l.csv --dry-run'.split()) == 0
     assert given == [('s.csv', 'c', 'm', None, None, 'l.csv', True)] and capsys.readouterr().out == 'sent\n'
     assert cli.main('kaggle submit s.csv --competition c --message m'.split()) == 0
