@@ -430,16 +430,16 @@ def time_limit(
 
 # %% ../../nbs/classify/28_bundle.ipynb #b2800108
 def without_models(
-    plan, # `Setup` of chapter 24
+    setup, # `Setup` of chapter 24
     names # of the models that are left out
 ):        # `Setup`
-    "The same plan with fewer models, the ensemble's weights shared among them"
-    kept = {k: t for k, t in plan.trainings.items() if k not in names}
-    weights = check_ensemble_weights({k: plan.ensemble_weights[k] for k in kept}, list(kept))
-    records = {k: plan.records[k] for k in kept}
-    rows = [r for r in plan.models.rows if str(r['name']) in kept]
-    models = replace(plan.models, rows=rows, trainings=kept, ensemble_weights=weights)
-    return replace(plan, models=models, records=records)
+    "The same setup with fewer models, the ensemble's weights shared among them"
+    kept = {k: t for k, t in setup.trainings.items() if k not in names}
+    weights = check_ensemble_weights({k: setup.ensemble_weights[k] for k in kept}, list(kept))
+    records = {k: setup.records[k] for k in kept}
+    rows = [r for r in setup.models.rows if str(r['name']) in kept]
+    models = replace(setup.models, rows=rows, trainings=kept, ensemble_weights=weights)
+    return replace(setup, models=models, records=records)
 
 # %% ../../nbs/classify/28_bundle.ipynb #b280010a
 def _expected_seconds(setup, name):
@@ -454,36 +454,36 @@ def _expected_seconds(setup, name):
 
 # %% ../../nbs/classify/28_bundle.ipynb #b2800027
 def run_until(
-    plan,              # `Setup` of chapter 24
+    setup,             # `Setup` of chapter 24
     end:float,         # a time of `time.monotonic`
     progress:bool=True # whether to show bars
 )->dict:               # name → why, of the models that are not done
-    "Run the models of a plan one by one, as far as the time reaches"
+    "Run the models of a setup one by one, as far as the time reaches"
     left_out = {}
-    for name in plan.trainings:
-        if is_run(plan, name): continue # it needs no time
-        need, left = _expected_seconds(plan, name), end-time.monotonic()
+    for name in setup.trainings:
+        if is_run(setup, name): continue # it needs no time
+        need, left = _expected_seconds(setup, name), end-time.monotonic()
         if left <= need:
             left_out[name] = f'needs about {need:.0f} s, {max(left, 0):.0f} s were left'
             continue
         try:
-            with time_limit(left): run_model(plan, name, progress)
+            with time_limit(left): run_model(setup, name, progress)
         except (Exception, TimeUp) as e: # one model less is better than no submission
             left_out[name] = f'{type(e).__name__}: {e}'
         free_memory()
     return left_out
 
 # %% ../../nbs/classify/28_bundle.ipynb #b280010f
-def _collect_until(plan, end):
+def _collect_until(setup, end):
     "Write the submission, then baselines and report, as far as the time reaches"
     try:
         with time_limit(max(end-time.monotonic(), 1)):
-            result = collect(plan)
+            result = collect(setup)
             write_run_report(result)
             return result
     except (Exception, TimeUp) as e: # a submission without a report is better than none
         warnings.warn(f'baselines and report are left out: {type(e).__name__}: {e}')
-        return collect(plan, baselines={})
+        return collect(setup, baselines={})
 
 # %% ../../nbs/classify/28_bundle.ipynb #b2800028
 @delegates(CompeteSettings)
@@ -498,17 +498,17 @@ def compete_within(
     "`compete` within a time: models that don't fit in are left out, and the next call goes on"
     end, reserve = time.monotonic()+3600*hours, max(20, .05*3600*hours)
     check_fields(CompeteSettings, kwargs)
-    plan = prepare(data, out, replace(settings or CompeteSettings(), **kwargs))
-    left_out = run_until(plan, end-reserve, progress)
+    setup = prepare(data, out, replace(settings or CompeteSettings(), **kwargs))
+    left_out = run_until(setup, end-reserve, progress)
     table = pd.DataFrame(dict(why=left_out), index=pd.Index(list(left_out), name='name'))
-    with atomic_path(plan.out/'left_out.csv') as tmp: table.to_csv(tmp)
+    with atomic_path(setup.out/'left_out.csv') as tmp: table.to_csv(tmp)
     said = [f'model {name!r} is left out: {why}.' for name, why in left_out.items()]
     for line in said: warnings.warn(line)
-    if len(left_out) == len(plan.trainings):
+    if len(left_out) == len(setup.trainings):
         raise SettingsError('no model is done, so there is no submission.',
                             'put a fast model first in the table, or give it more hours.')
-    rest = without_models(plan, left_out)
-    return _collect_until(replace(rest, says=[*plan.says, *said]), end)
+    rest = without_models(setup, left_out)
+    return _collect_until(replace(rest, says=[*setup.says, *said]), end)
 
 # %% ../../nbs/classify/28_bundle.ipynb #b2800110
 def _find_test(data):

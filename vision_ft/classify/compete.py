@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from fastcore.meta import delegates
-from ..core import Preds, SettingsError, atomic_path, check_groups, groups_among
+from ..core import Preds, SettingsError, atomic_path, check_groups, groups_among, plural
 from ..models import fetch_pretrained
 from ..memory import free_memory, plot_memory
 from ..runs import (Run, check_out, data_id, fingerprint, image_list, keep_before,
@@ -439,8 +439,8 @@ def opening_words(
     setup:Setup
 )->list: # of sentences
     "What is about to be run, and what the images can tell"
-    n = len(setup.trainings)
-    about = f'{setup.comp}. {n} model{"s"*(n > 1)} on {setup.models.device}, outputs in {setup.out}'
+    models = f'{plural(len(setup.trainings), "model")} on {setup.models.device}'
+    about = f'{setup.comp}. {models}, outputs in {setup.out}'
     return [about, image_words(setup), *setup.says]
 
 @delegates(CompeteSettings)
